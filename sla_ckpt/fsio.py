@@ -1,0 +1,178 @@
+"""Crash-safe file writing: atomic replacement, backups and a lock per directory.
+
+A reader sees the old bytes or the new bytes, never a mix, also after a power cut: the temporary
+file lives in the target's directory, is fsynced, renamed over the target, and the directory is
+fsynced after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sla_ckpt.errors import LockedError, WriteError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; msvcrt is used instead
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_NAME = ".sla_ckpt.lock"
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make a rename in ``directory`` durable. A no-op where directories cannot be opened."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None]) -> None:
+    """Replace ``path`` by ``data`` in one step.
+
+    A symbolic link is replaced, not followed: checkpoints often link into a shared download
+    cache, and writing through the link would change that cache.
+
+    Args:
+        path: Target file. Its directory must exist.
+        data: The bytes, or a function that writes them to an open binary file.
+
+    Raises:
+        WriteError: The directory is missing or read-only, the disk is full, … ``path`` is then
+            unchanged.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        mode = _mode_of(path)
+        descriptor, name = tempfile.mkstemp(prefix=".sla_ckpt-", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as handle:
+            if callable(data):
+                data(handle)
+            else:
+                handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+        temporary = None
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise WriteError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="check free space and permissions; the old file is untouched",
+            path=str(path),
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _mode_of(path: Path) -> int:
+    """Permission bits for the new file: the old file's, else what the umask leaves of 0666."""
+    try:
+        return path.stat().st_mode & 0o777
+    except OSError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
+
+
+def backup(path: Path) -> Path | None:
+    """Copy ``path`` to ``<name>.bak-<UTC timestamp>`` beside it and return the copy.
+
+    A copy, not a rename, so that the original is never absent. An existing backup is never
+    overwritten: a counter is added. Returns None when there is nothing to back up.
+
+    Raises:
+        WriteError: The copy could not be made.
+    """
+    if not path.is_file():
+        return None
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    for attempt in range(1000):
+        suffix = f".bak-{stamp}" if attempt == 0 else f".bak-{stamp}-{attempt}"
+        target = path.with_name(path.name + suffix)
+        if os.path.lexists(target):
+            continue
+
+        def copy(handle: BinaryIO) -> None:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, handle)
+
+        atomic_write(target, copy)
+        return target
+    raise WriteError(f"cannot back up {path}: a thousand backups of this second exist")
+
+
+@contextlib.contextmanager
+def directory_lock(directory: Path, *, timeout: float = 0.0) -> Iterator[None]:
+    """Hold the writer's lock of a checkpoint directory.
+
+    An advisory lock on ``.sla_ckpt.lock``, released by the system when the process dies.
+
+    Raises:
+        LockedError: Another process holds it and did not let go within ``timeout`` seconds.
+        WriteError: The lock file cannot be made (read-only directory, …).
+    """
+    lock_path = directory / LOCK_NAME
+    deadline = time.monotonic() + timeout
+    while (descriptor := _acquire(lock_path)) is None:
+        if time.monotonic() >= deadline:
+            raise LockedError(
+                f"{directory} is being written by another sla-ckpt process",
+                hint="wait for it to finish, then run the command again",
+                path=str(directory),
+            )
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock_path.unlink()
+        os.close(descriptor)
+
+
+def _acquire(lock_path: Path) -> int | None:
+    """Open and lock the file; None while somebody else holds it."""
+    try:
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise WriteError(
+            f"cannot lock {lock_path.parent}: {error.strerror or error}",
+            hint="check that the directory exists and is writable",
+            path=str(lock_path.parent),
+        ) from error
+    if _try_lock(descriptor):
+        # The last holder may have unlinked the file between our open and our lock; a lock on
+        # that orphan would exclude nobody.
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(lock_path)):
+                return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    return True
