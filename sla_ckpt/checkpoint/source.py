@@ -1,0 +1,142 @@
+"""Where a checkpoint's bytes come from: a local folder, or (in ``sla_ckpt.hub``) a Hub repo.
+
+Everything above reads through this small Protocol, so that a rule written for a local folder
+also runs on a repository of which only headers are ever transferred.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from sla_ckpt.errors import TargetNotFoundError
+
+#: Deep enough for pipelines and dataset caches beside a checkpoint; bounds symlink loops.
+MAX_DEPTH = 4
+#: A checkpoint has dozens of files. An output directory full of caches may have many more.
+MAX_FILES = 20_000
+
+
+class Source(Protocol):
+    """A read-only tree of files.
+
+    Attributes:
+        label: How messages name it: the path as the user gave it, or ``org/model@revision``.
+        is_remote: Whether reads cost network traffic.
+    """
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def is_remote(self) -> bool: ...
+
+    def files(self) -> Mapping[str, int]:
+        """POSIX relative path -> size in bytes, of every regular file."""
+        ...
+
+    def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
+        """``length`` bytes from ``start`` (to the end when None); fewer where the file ends.
+
+        Raises:
+            TargetNotFoundError: The file is absent, vanished or cannot be read.
+        """
+        ...
+
+    def subsource(self, prefix: str) -> Source:
+        """The same tree below ``prefix``."""
+        ...
+
+
+class LocalSource:
+    """A folder on disk.
+
+    Directories are listed at construction, so one report describes one moment. Links are
+    followed (the Hub's cache is made of them); a dangling link is kept in ``broken``.
+
+    Args:
+        root: The folder.
+        label: How messages name it; the path itself by default.
+
+    Raises:
+        TargetNotFoundError: Not a directory, or it cannot be listed.
+    """
+
+    is_remote = False
+
+    def __init__(self, root: Path, *, label: str | None = None) -> None:
+        self.root = root
+        self.label = label if label is not None else str(root)
+        self.broken: dict[str, str] = {}
+        self.directories: set[str] = set()
+        self.truncated_listing = False
+        self._files: dict[str, int] = {}
+        try:
+            self._walk(root, PurePosixPath(), 0)
+        except OSError as error:
+            raise TargetNotFoundError(
+                f"cannot list {self.label}: {error.strerror or error}",
+                hint="check the path and its permissions",
+                path=str(root),
+            ) from error
+
+    def _walk(self, directory: Path, prefix: PurePosixPath, depth: int) -> None:
+        with os.scandir(directory) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            relative = str(prefix / entry.name)
+            try:
+                info = entry.stat()
+            except OSError as error:
+                self.broken[relative] = _describe_broken(Path(entry.path), error)
+                continue
+            if stat.S_ISDIR(info.st_mode):
+                self.directories.add(relative)
+                if depth + 1 < MAX_DEPTH and not _skipped(entry.name):
+                    try:
+                        self._walk(Path(entry.path), prefix / entry.name, depth + 1)
+                    except OSError as error:
+                        self.broken[relative] = error.strerror or str(error)
+            elif stat.S_ISREG(info.st_mode):
+                if len(self._files) >= MAX_FILES:
+                    self.truncated_listing = True
+                    return
+                self._files[relative] = info.st_size
+            else:
+                self.broken[relative] = "not a regular file"
+
+    def files(self) -> Mapping[str, int]:
+        return self._files
+
+    def local_path(self, path: str) -> Path:
+        return self.root / path
+
+    def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
+        try:
+            with (self.root / path).open("rb") as handle:
+                if start:
+                    handle.seek(start)
+                return handle.read() if length is None else handle.read(length)
+        except OSError as error:
+            raise TargetNotFoundError(
+                f"cannot read {self.root / path}: {error.strerror or error}",
+                hint="check that the file still exists and its permissions",
+                path=path,
+            ) from error
+
+    def subsource(self, prefix: str) -> LocalSource:
+        return LocalSource(self.root / prefix, label=str(Path(self.label) / prefix))
+
+
+def _skipped(name: str) -> bool:
+    """Folders that never belong to a checkpoint and may hold very many files."""
+    return name in {".git", ".cache", "__pycache__", "node_modules", ".venv"}
+
+
+def _describe_broken(path: Path, error: OSError) -> str:
+    if path.is_symlink():
+        return f"dangling link to {os.readlink(path)}"
+    return error.strerror or str(error)
