@@ -1,0 +1,93 @@
+"""From what a person types to the checkpoint that is meant."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sla_ckpt.errors import TargetNotFoundError
+from sla_ckpt.state import STATE_FILE, TWIN_FILE
+
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(-rolling)?(-tmp)?")
+_MARKERS = (
+    STATE_FILE,
+    TWIN_FILE,
+    "model_index.json",
+    "config.json",
+    "training_state.json",
+    "checkpoint_manifest.json",
+    "optimizer.bin",
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "transformer",
+    "unet",
+    "controlnet",
+)
+
+
+@dataclass(frozen=True)
+class NamedCheckpoint:
+    """A ``checkpoint-N`` folder of an output directory."""
+
+    path: Path
+    step: int
+    rolling: bool
+    temporary: bool
+
+
+def list_checkpoints(output_directory: Path) -> list[NamedCheckpoint]:
+    """The ``checkpoint-N`` folders of an output directory, oldest first; ``-tmp`` ones too."""
+    found: list[NamedCheckpoint] = []
+    with os.scandir(output_directory) as entries:
+        for entry in entries:
+            match = _CHECKPOINT_NAME.fullmatch(entry.name)
+            if match and len(match[1]) <= 18 and entry.is_dir():
+                found.append(
+                    NamedCheckpoint(
+                        Path(entry.path), int(match[1]), bool(match[2]), bool(match[3])
+                    )
+                )
+    return sorted(found, key=lambda item: (item.step, item.path.name))
+
+
+def looks_like_checkpoint(directory: Path) -> bool:
+    """Whether the folder itself has something of a checkpoint in it."""
+    return _CHECKPOINT_NAME.fullmatch(directory.name) is not None or any(
+        os.path.lexists(directory / name) for name in _MARKERS
+    )
+
+
+def resolve_checkpoint(path: Path | str | None = None) -> Path:
+    """The checkpoint folder that ``path`` means.
+
+    Args:
+        path: A checkpoint folder, a file in one (its folder is meant), or a trainer's output
+            directory (its newest finished ``checkpoint-N``). The current directory when None.
+
+    Raises:
+        TargetNotFoundError: No such path.
+    """
+    given = Path(path).expanduser() if path is not None else Path()
+    if not os.path.lexists(given):
+        raise TargetNotFoundError(
+            f"no such file or folder: {given}", hint="check the path", path=str(given)
+        )
+    try:
+        if given.is_file():
+            return given.parent
+        if not given.is_dir():
+            raise TargetNotFoundError(
+                f"{given} is neither a file nor a folder (a dangling link?)", path=str(given)
+            )
+        if looks_like_checkpoint(given.resolve()):
+            return given
+        finished = [item for item in list_checkpoints(given) if not item.temporary]
+    except OSError as error:
+        raise TargetNotFoundError(
+            f"cannot open {given}: {error.strerror or error}",
+            hint="check its permissions",
+            path=str(given),
+        ) from error
+    return finished[-1].path if finished else given
