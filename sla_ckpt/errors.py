@@ -6,6 +6,8 @@ next). The CLI prints both and exits with ``exit_code``; nothing below the CLI p
 
 from __future__ import annotations
 
+from sla_ckpt.text import one_line
+
 EXIT_OK = 0
 EXIT_FINDINGS = 1
 EXIT_CANNOT = 2
@@ -25,8 +27,8 @@ class SlaCkptError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None, path: str | None = None) -> None:
         super().__init__(message)
-        self.message = " ".join(message.split())
-        self.hint = " ".join(hint.split()) if hint else None
+        self.message = one_line(message)
+        self.hint = one_line(hint) if hint else None
         self.path = path
 
     def __str__(self) -> str:

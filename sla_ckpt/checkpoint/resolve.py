@@ -45,9 +45,7 @@ def list_checkpoints(output_directory: Path) -> list[NamedCheckpoint]:
             match = _CHECKPOINT_NAME.fullmatch(entry.name)
             if match and len(match[1]) <= 18 and entry.is_dir():
                 found.append(
-                    NamedCheckpoint(
-                        Path(entry.path), int(match[1]), bool(match[2]), bool(match[3])
-                    )
+                    NamedCheckpoint(Path(entry.path), int(match[1]), bool(match[2]), bool(match[3]))
                 )
     return sorted(found, key=lambda item: (item.step, item.path.name))
 

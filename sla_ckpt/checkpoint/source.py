@@ -138,5 +138,5 @@ def _skipped(name: str) -> bool:
 
 def _describe_broken(path: Path, error: OSError) -> str:
     if path.is_symlink():
-        return f"dangling link to {os.readlink(path)}"
+        return f"dangling link to {path.readlink()}"
     return error.strerror or str(error)

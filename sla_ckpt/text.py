@@ -1,0 +1,44 @@
+"""Making text from files safe to print."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str, *, limit: int = 2000) -> str:
+    """Collapse white space and escape control characters, so that no file can draw on a terminal.
+
+    Args:
+        text: Anything, for instance a key read from a file.
+        limit: Longer text is cut in the middle.
+    """
+    flat = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", " ".join(text.split()))
+    if len(flat) > limit:
+        half = limit // 2
+        flat = f"{flat[:half]}…{flat[-half:]}"
+    return flat
+
+
+def short_repr(value: object, *, limit: int = 60) -> str:
+    """``repr`` of a value from a file, bounded before it is built where that matters."""
+    if isinstance(value, str | bytes) and len(value) > limit:
+        return f"{value[:limit]!r}…"
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """``count(1, "pair")`` -> ``"1 pair"``; ``count(2, "pair")`` -> ``"2 pairs"``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def join_some(items: list[str], *, limit: int = 5) -> str:
+    """A comma-separated list that stays one line: the first few, then how many more."""
+    head = ", ".join(items[:limit])
+    return head if len(items) <= limit else f"{head} and {len(items) - limit:,} more"
