@@ -65,7 +65,7 @@ def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None]) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.chmod(mode)
-        os.replace(temporary, path)
+        temporary.replace(path)
         temporary = None
         fsync_directory(path.parent)
     except OSError as error:
@@ -159,7 +159,7 @@ def _acquire(lock_path: Path) -> int | None:
         # The last holder may have unlinked the file between our open and our lock; a lock on
         # that orphan would exclude nobody.
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(lock_path)):
+            if os.path.samestat(os.fstat(descriptor), lock_path.stat()):
                 return descriptor
     os.close(descriptor)
     return None
