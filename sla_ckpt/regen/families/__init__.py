@@ -1,0 +1,1 @@
+"""One small adapter per model family: samples in, forward() arguments out."""

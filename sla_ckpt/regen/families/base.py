@@ -1,0 +1,455 @@
+"""How regeneration talks to one model family.
+
+A family adapter knows five things that no config states: which tensors forward() wants and how
+they are packed, how the pipeline passes the timestep, what the model predicts, what a sample's
+latents and conditioning look like in a trainer's caches, and how to make a plausible one up.
+
+The loop that every user of an adapter runs::
+
+    adapter = adapter_for(config, scheduler)              # registry.py
+    samples = [adapter.prepare(config, sample) for sample in loaded]      # checks and trims
+    for group in group_samples(samples, batch_size):      # equal shapes only, so no padding
+        batch = collate(group).to(device)
+        t = adapter.sample_timesteps(config, batch, generator)            # [B] in (0, 1)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        noisy, target = adapter.add_noise(batch.latents, noise, t)        # float32
+        with adapter.running(model):
+            output = model(**adapter.make_inputs(model, batch, noisy.to(dtype), t))
+        loss = mse(adapter.read_prediction(output, batch).float(), target)
+
+Conventions:
+
+- ``Sample.latents`` have no batch dimension and are scaled as the denoiser sees them, which is
+  how SimpleTuner caches them: [C, H/8, W/8] for images, [C, T, H/8, W/8] for videos.
+- ``Sample.conditioning`` uses the names of SimpleTuner's text caches and of diffusers'
+  ``encode_prompt``: ``prompt_embeds`` [T, D], ``pooled_prompt_embeds`` [D], ``attention_masks``
+  [T] (1 = real token), ``time_ids`` and so on; each adapter lists its own in ``conditioning``.
+- ``t`` is the noise level in (0, 1): 0 is the clean sample, 1 is pure noise. An adapter turns it
+  into whatever number its pipeline passes.
+- The dtype of ``noisy`` is the compute dtype. make_inputs casts every other float input to it,
+  except where the pipeline itself passes float32.
+- Predictions and targets are shaped like the latents: [B, *latent shape].
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sla_ckpt.errors import RegenError
+from sla_ckpt.pairs.tokens import tokens_at
+from sla_ckpt.regen.families.objectives import Noising, Objective
+from sla_ckpt.regen.families.synthetic import natural_latents, text_embeddings
+
+Config = Mapping[str, Any]
+Kind = Literal["image", "video"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One training sample as the denoiser sees it, without batch dimension.
+
+    Attributes:
+        latents: [C, h, w] or [C, T, h, w], float32 after :meth:`FamilyAdapter.prepare`.
+        conditioning: Named tensors without batch dimension.
+        source: Where it came from, for messages: a file name, or ``"synthetic"``.
+    """
+
+    latents: Tensor
+    conditioning: Mapping[str, Tensor]
+    source: str = "synthetic"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples of equal shapes, stacked.
+
+    Attributes:
+        latents: [B, *latent shape].
+        conditioning: Each [B, ...].
+        sources: Of each sample.
+    """
+
+    latents: Tensor
+    conditioning: Mapping[str, Tensor]
+    sources: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.latents.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """The batch on another device; ``dtype`` is for floating-point conditioning only."""
+        moved = {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in self.conditioning.items()
+        }
+        return Batch(self.latents.to(device), moved, self.sources)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples.
+
+    Raises:
+        RegenError: There are none, or their shapes or names differ (see :func:`group_samples`).
+    """
+    if not samples:
+        raise RegenError("no samples to make a batch of")
+    if len({_signature(sample) for sample in samples}) > 1:
+        names = ", ".join(sorted({sample.source for sample in samples})[:3])
+        raise RegenError(
+            f"samples of different shapes cannot share a batch ({names})",
+            hint="group them with group_samples first",
+        )
+    conditioning = {
+        name: torch.stack([sample.conditioning[name] for sample in samples])
+        for name in samples[0].conditioning
+    }
+    latents = torch.stack([sample.latents for sample in samples])
+    return Batch(latents, conditioning, tuple(sample.source for sample in samples))
+
+
+def group_samples(samples: Iterable[Sample], batch_size: int) -> list[list[Sample]]:
+    """Split samples into groups of at most ``batch_size`` that can be stacked.
+
+    Nothing is padded: padding would change which attention calls are masked. Samples keep their
+    order within a shape, shapes come in order of first appearance.
+    """
+    by_shape: dict[object, list[Sample]] = {}
+    for sample in samples:
+        by_shape.setdefault(_signature(sample), []).append(sample)
+    size = max(1, batch_size)
+    return [
+        members[start : start + size]
+        for members in by_shape.values()
+        for start in range(0, len(members), size)
+    ]
+
+
+def _signature(sample: Sample) -> object:
+    return (
+        tuple(sample.latents.shape),
+        tuple((name, tuple(value.shape)) for name, value in sorted(sample.conditioning.items())),
+    )
+
+
+@dataclass(frozen=True)
+class Size:
+    """A sample's size in pixels and frames (1 for images)."""
+
+    height: int
+    width: int
+    frames: int = 1
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """One conditioning tensor that an adapter takes.
+
+    Attributes:
+        shape: Of one sample; None stands for a length that may vary (text tokens).
+        required: Whether forward() needs it. An absent optional one gets a neutral value.
+        scale: Standard deviation of made-up values; 0 for masks and ids, which are not random.
+        aliases: Other names under which caches and pipelines keep it.
+    """
+
+    shape: tuple[int | None, ...]
+    required: bool = True
+    scale: float = 0.0
+    aliases: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class FamilyAdapter(Protocol):
+    """What regeneration needs from a family. :class:`BaseAdapter` implements most of it."""
+
+    @property
+    def name(self) -> str:
+        """Short name for messages."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """diffusers classes it serves."""
+
+    @property
+    def kind(self) -> Kind:
+        """Whether a sample is an image or a video."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the model predicts: ``flow``, ``epsilon``, ``v`` or ``sample``."""
+
+    def for_config(self, config: Config, scheduler: Config | None = None) -> FamilyAdapter:
+        """The adapter bound to one model; families with several variants choose here."""
+
+    def tiny_config(self) -> dict[str, Any]:
+        """A config (with ``_class_name``) whose model has a few thousand parameters."""
+
+    def conditioning(self, config: Config) -> Mapping[str, Conditioning]:
+        """The conditioning of one sample, by name."""
+
+    def latent_shape(self, config: Config, size: Size) -> tuple[int, ...]:
+        """Shape of ``Sample.latents`` at a size.
+
+        Raises:
+            RegenError: The size is too small for the model.
+        """
+
+    def tokens_for(self, config: Config, height: int, width: int, frames: int = 1) -> int | None:
+        """Image tokens of the shortest self-attention at a size; None when not known."""
+
+    def size_for_tokens(self, config: Config, tokens: int) -> Size:
+        """The smallest square size whose shortest self-attention has at least ``tokens``."""
+
+    def prepare(self, config: Config, sample: Sample) -> Sample:
+        """Check a loaded sample against the model and bring it into this module's convention.
+
+        Raises:
+            RegenError: Latents or conditioning do not fit the model, naming both shapes.
+        """
+
+    def synthetic_sample(
+        self,
+        config: Config,
+        *,
+        height: int,
+        width: int,
+        frames: int = 1,
+        text_tokens: int = 77,
+        generator: torch.Generator,
+    ) -> Sample:
+        """A made-up sample: latents with a natural spectrum, plausible conditioning."""
+
+    def sample_timesteps(self, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Noise levels [B], float32 in (0, 1), distributed as training draws them."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(noisy latents, target of the prediction), both float32 [B, *latent shape]."""
+
+    def make_inputs(self, model: Any, batch: Batch, noisy: Tensor, t: Tensor) -> dict[str, Any]:
+        """Keyword arguments of the model's forward()."""
+
+    def read_prediction(self, model_output: Any, batch: Batch) -> Tensor:
+        """The prediction in the shape of the target, from what forward() returned."""
+
+    def running(self, model: Any) -> AbstractContextManager[None]:
+        """Context in which the model must run to attend as it did in training."""
+
+
+@dataclass(frozen=True)
+class BaseAdapter:
+    """Everything about a family that has a sensible default.
+
+    A family overrides ``tiny_config``, ``conditioning``, ``make_inputs`` and, where its
+    prediction is packed, negated or wider than the latents, ``read_prediction``.
+
+    Attributes:
+        name: Short name for messages.
+        class_names: diffusers classes it serves.
+        kind: Whether a sample is an image or a video.
+        noising: Objective and noise schedule.
+        vae_spatial: Pixels per latent, each way.
+        vae_temporal: Frames per latent frame, beyond the first.
+        channels_key: Config entry with the latent channels.
+        multiple: Latent height and width must be multiples of this.
+    """
+
+    name: str = ""
+    class_names: tuple[str, ...] = ()
+    kind: Kind = "image"
+    noising: Noising = field(default_factory=Noising)
+    vae_spatial: int = 8
+    vae_temporal: int = 1
+    channels_key: str = "in_channels"
+    multiple: int = 2
+
+    @property
+    def objective(self) -> Objective:
+        return self.noising.objective
+
+    def for_config(self, config: Config, scheduler: Config | None = None) -> FamilyAdapter:
+        return self
+
+    def tiny_config(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def conditioning(self, config: Config) -> Mapping[str, Conditioning]:
+        raise NotImplementedError
+
+    def latent_channels(self, config: Config) -> int:
+        """Channels of ``Sample.latents``."""
+        return int(config[self.channels_key])
+
+    def latent_shape(self, config: Config, size: Size) -> tuple[int, ...]:
+        rows = size.height // self.vae_spatial // self.multiple * self.multiple
+        columns = size.width // self.vae_spatial // self.multiple * self.multiple
+        if not rows or not columns or size.frames < 1:
+            smallest = self.vae_spatial * self.multiple
+            raise RegenError(
+                f"{size.width}x{size.height} pixels are too few for {self.name}",
+                hint=f"use at least {smallest}x{smallest}",
+            )
+        channels = self.latent_channels(config)
+        if self.kind == "image":
+            return channels, rows, columns
+        return channels, (size.frames - 1) // self.vae_temporal + 1, rows, columns
+
+    def tokens_for(self, config: Config, height: int, width: int, frames: int = 1) -> int | None:
+        return tokens_at(config, width, height, frames)
+
+    def size_for_tokens(self, config: Config, tokens: int) -> Size:
+        step = self.vae_spatial * self.multiple
+        for count in range(1, 65536 // step + 1):
+            reached = self.tokens_for(config, count * step, count * step)
+            if reached is None:
+                break
+            if reached >= tokens:
+                return Size(count * step, count * step)
+        raise RegenError(
+            f"no size of {self.name} gives {tokens} tokens", hint="name it: --resolution 1024x1024"
+        )
+
+    def prepare(self, config: Config, sample: Sample) -> Sample:
+        latents = self._check_latents(config, sample)
+        wanted = self.conditioning(config)
+        found: dict[str, Tensor] = {}
+        for name, spec in wanted.items():
+            value = next(
+                (
+                    sample.conditioning[key]
+                    for key in (name, *spec.aliases)
+                    if key in sample.conditioning
+                ),
+                None,
+            )
+            if value is not None:
+                found[name] = _fit(value, spec.shape, name, sample.source)
+            elif spec.required:
+                have = ", ".join(sorted(sample.conditioning)) or "nothing"
+                raise RegenError(
+                    f"{sample.source}: {self.name} needs {name}, the sample has {have}",
+                    hint="encode the captions again with this model family",
+                )
+        return Sample(latents, found, sample.source)
+
+    def _check_latents(self, config: Config, sample: Sample) -> Tensor:
+        latents = sample.latents
+        rank = 3 if self.kind == "image" else 4
+        if latents.ndim == rank + 1 and latents.shape[0] == 1:
+            latents = latents[0]
+        if self.kind == "video" and latents.ndim == 3:
+            latents = latents.unsqueeze(1)
+        if self.kind == "image" and latents.ndim == 4 and latents.shape[1] == 1:
+            latents = latents[:, 0]
+        channels = self.latent_channels(config)
+        if latents.ndim != rank or latents.shape[0] != channels:
+            raise RegenError(
+                f"{sample.source}: latents of shape {list(sample.latents.shape)}, but this model "
+                f"takes {channels} channels",
+                hint="use the cache that was made for this model family",
+            )
+        if latents.shape[-1] < self.multiple or latents.shape[-2] < self.multiple:
+            raise RegenError(
+                f"{sample.source}: latents of shape {list(sample.latents.shape)} are too small"
+            )
+        rows = latents.shape[-2] // self.multiple * self.multiple
+        columns = latents.shape[-1] // self.multiple * self.multiple
+        return latents[..., :rows, :columns].float().contiguous()
+
+    def synthetic_sample(
+        self,
+        config: Config,
+        *,
+        height: int,
+        width: int,
+        frames: int = 1,
+        text_tokens: int = 77,
+        generator: torch.Generator,
+    ) -> Sample:
+        shape = self.latent_shape(config, Size(height, width, frames))
+        conditioning = {
+            name: self.synthetic_conditioning(config, name, spec, text_tokens, generator)
+            for name, spec in self.conditioning(config).items()
+            if spec.required or spec.scale
+        }
+        return Sample(natural_latents(shape, generator), conditioning)
+
+    def synthetic_conditioning(
+        self,
+        config: Config,
+        name: str,
+        spec: Conditioning,
+        text_tokens: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """One made-up conditioning tensor; masks and other unscaled ones are all ones."""
+        shape = tuple(text_tokens if length is None else length for length in spec.shape)
+        if spec.scale:
+            return text_embeddings(shape, spec.scale, generator)
+        return torch.ones(shape)
+
+    def sample_timesteps(self, config: Config, batch: Batch, generator: torch.Generator) -> Tensor:
+        return self.noising.sample(
+            len(batch), batch.latents.shape[-2] * batch.latents.shape[-1], generator
+        )
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.noising.add(latents, noise, t)
+
+    def make_inputs(self, model: Any, batch: Batch, noisy: Tensor, t: Tensor) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def read_prediction(self, model_output: Any, batch: Batch) -> Tensor:
+        return first_tensor(model_output)
+
+    @contextlib.contextmanager
+    def running(self, model: Any) -> Iterator[None]:
+        yield
+
+
+def _fit(value: Tensor, shape: tuple[int | None, ...], name: str, source: str) -> Tensor:
+    """Drop leading dimensions of length 1 and check against the wanted shape."""
+    original = list(value.shape)
+    while value.ndim > len(shape) and value.shape[0] == 1:
+        value = value[0]
+    fits = value.ndim == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        wanted = ["any" if length is None else length for length in shape]
+        raise RegenError(
+            f"{source}: {name} has shape {original}, the model takes {wanted}",
+            hint="use the cache that was made for this model family",
+        )
+    return value.float() if value.is_floating_point() else value
+
+
+def model_config(model: Any) -> Config:
+    """The config of a diffusers model, wrapped or not.
+
+    Raises:
+        RegenError: It has none.
+    """
+    for candidate in (model, getattr(model, "module", None), getattr(model, "base_model", None)):
+        config = getattr(candidate, "config", None)
+        if isinstance(config, Mapping):
+            return config
+    raise RegenError(f"{type(model).__name__} has no diffusers config")
+
+
+def first_tensor(model_output: Any) -> Tensor:
+    """The prediction in whatever a diffusers forward() returned."""
+    if isinstance(model_output, Tensor):
+        return model_output
+    sample = getattr(model_output, "sample", None)
+    if isinstance(sample, Tensor):
+        return sample
+    first = model_output[0]
+    if not isinstance(first, Tensor):
+        raise RegenError(f"the model returned {type(first).__name__}, not a tensor")
+    return first

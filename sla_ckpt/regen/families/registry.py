@@ -1,0 +1,94 @@
+"""Finding the adapter for a model class, built in or from a plug-in.
+
+A plug-in is any installed package with an entry point in the group ``sla_ckpt.families`` whose
+name is the model class it serves and whose object is an adapter (or a function without arguments
+that returns one)::
+
+    [project.entry-points."sla_ckpt.families"]
+    MyTransformer2DModel = "my_package.adapter:ADAPTER"
+
+Built-in adapters win over plug-ins of the same class.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from sla_ckpt.errors import RegenError
+from sla_ckpt.pairs.config import config_class_name
+from sla_ckpt.regen.families.base import Config, FamilyAdapter
+
+ENTRY_POINT_GROUP = "sla_ckpt.families"
+GUIDE = "docs/adding-a-family.md"
+
+# Modules of this package; each has a tuple ADAPTERS.
+_MODULES: tuple[str, ...] = ()
+
+
+def adapter_for(
+    config_or_class_name: Config | str, scheduler: Config | None = None
+) -> FamilyAdapter:
+    """The adapter for a model, bound to its config.
+
+    Args:
+        config_or_class_name: Parsed ``config.json``, or a class name alone.
+        scheduler: Parsed ``scheduler_config.json`` of the base model if at hand; it decides
+            between epsilon and v, and the noise schedule, where a family has both.
+
+    Raises:
+        RegenError: No adapter serves this class, or a plug-in for it does not load.
+    """
+    if isinstance(config_or_class_name, str):
+        class_name: str | None = config_or_class_name
+        config: Config = {"_class_name": config_or_class_name}
+    else:
+        config = config_or_class_name
+        class_name = config_class_name(config)
+    if class_name is None:
+        raise RegenError("config.json has no _class_name, so the model family is unknown")
+    adapter = builtin_adapters().get(class_name) or _plugin(class_name)
+    if adapter is None:
+        raise RegenError(
+            f"no family adapter knows how to run {class_name[:80]}",
+            hint=f"write one of about 40 lines, see {GUIDE} (entry point {ENTRY_POINT_GROUP})",
+        )
+    if isinstance(config_or_class_name, str):
+        return adapter
+    return adapter.for_config(config, scheduler)
+
+
+@functools.cache
+def builtin_adapters() -> Mapping[str, FamilyAdapter]:
+    """The adapters of this package, by class name."""
+    found: dict[str, FamilyAdapter] = {}
+    for name in _MODULES:
+        module = importlib.import_module(f"sla_ckpt.regen.families.{name}")
+        for adapter in module.ADAPTERS:
+            for class_name in adapter.class_names:
+                found[class_name] = adapter
+    return MappingProxyType(found)
+
+
+def _plugin(class_name: str) -> FamilyAdapter | None:
+    for entry in entry_points(group=ENTRY_POINT_GROUP, name=class_name):
+        try:
+            loaded = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise RegenError(
+                f"the family plug-in {entry.value} for {class_name} does not load: {error}",
+                hint="reinstall or remove the package that provides it",
+            ) from error
+        # A class has the attributes of its instances, so it would pass for an adapter itself.
+        is_factory = isinstance(loaded, type) or not isinstance(loaded, FamilyAdapter)
+        adapter = loaded() if is_factory and callable(loaded) else loaded
+        if not isinstance(adapter, FamilyAdapter):
+            raise RegenError(
+                f"the family plug-in {entry.value} for {class_name} is not a FamilyAdapter",
+                hint=f"see {GUIDE}",
+            )
+        return adapter
+    return None
