@@ -1,0 +1,288 @@
+"""Where attention calls are intercepted: one patched attribute, and who it serves.
+
+``torch.nn.functional.scaled_dot_product_attention`` is replaced while at least one user holds the
+patch, and only then. The replacement asks a context variable who is active. A thread that entered
+nothing has an empty one and gets the original function, whatever other threads do.
+
+Backward is the hard part. Gradient checkpointing runs the forward again there, on CUDA in a
+thread of the autograd engine, perhaps after the session ended or from another thread than the
+forward's. So while the patch is held, the functions given to ``torch.utils.checkpoint`` are bound
+to what was active when they were given, and see exactly that when they are run again. Other ways
+of recomputing (a trainer's own autograd function) get what is active in the thread that called
+``backward()``.
+
+A ``TorchFunctionMode`` would be the tidier hook, but it is not active during recomputation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as torch_checkpoint
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """The arguments of one ``scaled_dot_product_attention`` call.
+
+    Attributes:
+        recompute: The call repeats one of the forward, inside backward.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None
+    dropout_p: float
+    is_causal: bool
+    scale: float | None
+    enable_gqa: bool
+    recompute: bool
+    original: Callable[..., Tensor]
+
+    def dense(self) -> Tensor:
+        """What the call gives without SLA."""
+        extra: dict[str, Any] = {"enable_gqa": True} if self.enable_gqa else {}
+        return self.original(
+            self.query,
+            self.key,
+            self.value,
+            attn_mask=self.attn_mask,
+            dropout_p=self.dropout_p,
+            is_causal=self.is_causal,
+            scale=self.scale,
+            **extra,
+        )
+
+
+class AttentionHandler(Protocol):
+    """What a session must offer to receive attention calls."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def attend(self, call: AttentionCall) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Scope:
+    """One entry of the stack. Without a handler it means: dense from here on.
+
+    ``resumed`` scopes belong to a recomputation and outlive the session.
+    """
+
+    handler: AttentionHandler | None
+    resumed: bool = False
+
+    @property
+    def live(self) -> bool:
+        return self.handler is None or self.resumed or not self.handler.closed
+
+
+_scopes: ContextVar[tuple[_Scope, ...]] = ContextVar("sla_ckpt_scopes", default=())
+_DENSE = _Scope(None)
+
+
+@contextlib.contextmanager
+def scope(handler: AttentionHandler | None) -> Iterator[None]:
+    """Send this context's attention calls to ``handler``; to dense attention if it is None.
+
+    Scopes nest, the innermost wins. They may be left in any order and from another context than
+    they were entered in; only this scope's own entry goes.
+    """
+    with _entered(_Scope(handler)):
+        yield
+
+
+@contextlib.contextmanager
+def _entered(entry: _Scope) -> Iterator[None]:
+    with _patch.held():
+        _scopes.set((*_scopes.get(), entry))
+        try:
+            yield
+        finally:
+            _scopes.set(tuple(other for other in _scopes.get() if other is not entry))
+
+
+def is_active(handler: AttentionHandler) -> bool:
+    """Whether this context's attention calls go to ``handler`` now."""
+    return _active_handler() is handler
+
+
+def _active_handler() -> AttentionHandler | None:
+    for entry in reversed(_scopes.get() or _scopes_of_backward_caller()):
+        if entry.live:
+            return entry.handler
+    return None
+
+
+def _in_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _scopes_of_backward_caller() -> tuple[_Scope, ...]:
+    """In a thread of the autograd engine: the scopes of the thread that called ``backward()``.
+
+    PyTorch hands a copy of the caller's context to these threads.
+    """
+    if not _in_backward() or not torch._C._is_key_in_tls("context"):
+        return ()
+    context = torch._C._get_obj_in_tls("context")
+    found: tuple[_Scope, ...] = context.get(_scopes, ())
+    return found
+
+
+class _BoundFunction:
+    """A checkpointed function together with what was active when it was checkpointed."""
+
+    def __init__(self, function: Callable[..., Any], entry: _Scope) -> None:
+        self._function = function
+        self._entry = entry
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _entered(self._entry):
+            return self._function(*args, **kwargs)
+
+
+def _bind(function: Callable[..., Any]) -> _BoundFunction:
+    return _BoundFunction(function, _Scope(_active_handler(), resumed=True))
+
+
+def _make_attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def scaled_dot_product_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        call = AttentionCall(
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            scale,
+            enable_gqa,
+            recompute=_in_backward(),
+            original=original,
+        )
+        handler = _active_handler()
+        if handler is None:
+            return call.dense()
+        # Whatever the handler calls (observers, kernels, a patch below this one) is dense.
+        token = _scopes.set((_DENSE,))
+        try:
+            return handler.attend(call)
+        finally:
+            _scopes.reset(token)
+
+    # Dynamo must not trace into this: which session is active is known only when it runs.
+    return _run_outside_graphs(scaled_dot_product_attention)
+
+
+def _run_outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    disable: Any = torch.compiler.disable
+    if "reason" not in inspect.signature(disable).parameters:  # torch < 2.8
+        return disable(function)  # type: ignore[no-any-return]
+    return disable(  # type: ignore[no-any-return]
+        function,
+        reason="SLA attention runs outside compiled graphs; compile without fullgraph=True "
+        "while sla_ckpt is on",
+    )
+
+
+def _make_checkpoint_function(original: Any) -> Any:
+    class CheckpointFunction(original):  # type: ignore[misc]
+        @classmethod
+        def apply(cls, run_function: Callable[..., Any], *args: Any) -> Any:
+            return original.apply(_bind(run_function), *args)
+
+    return CheckpointFunction
+
+
+def _make_checkpoint_generator(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def generator(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return original(_bind(fn), *args, **kwargs)
+
+    return generator
+
+
+class _PatchedAttribute:
+    """One module attribute that can be replaced and put back.
+
+    The replacement is made once per original, so that compiled code guarded on its identity stays
+    valid from one use to the next.
+    """
+
+    def __init__(self, module: Any, name: str, make: Callable[[Any], Any]) -> None:
+        self._module, self._name, self._make = module, name, make
+        self._replacement_of: dict[Any, Any] = {}
+        self._original_of: dict[Any, Any] = {}
+
+    def install(self) -> None:
+        current = getattr(self._module, self._name)
+        if current in self._original_of:
+            return
+        if current not in self._replacement_of:
+            replacement = self._make(current)
+            self._replacement_of[current] = replacement
+            self._original_of[replacement] = current
+        setattr(self._module, self._name, self._replacement_of[current])
+
+    def remove(self) -> None:
+        # If somebody patched over us in the meantime, theirs stays; ours, below it, is inert.
+        # If they patched and put ours back, there may be several of ours to take off.
+        while (current := getattr(self._module, self._name)) in self._original_of:
+            setattr(self._module, self._name, self._original_of[current])
+
+
+class _Patch:
+    """All patched attributes, in place while anybody holds them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._holders = 0
+        self._attributes = (
+            _PatchedAttribute(F, "scaled_dot_product_attention", _make_attention),
+            _PatchedAttribute(torch_checkpoint, "CheckpointFunction", _make_checkpoint_function),
+            _PatchedAttribute(
+                torch_checkpoint,
+                "_checkpoint_without_reentrant_generator",
+                _make_checkpoint_generator,
+            ),
+        )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            for attribute in self._attributes:
+                attribute.install()
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:
+                    for attribute in self._attributes:
+                        attribute.remove()
+
+
+_patch = _Patch()
