@@ -1,0 +1,257 @@
+"""``sla_attention.safetensors``: the twin, the same tensors in a format that cannot hold code.
+
+Tensors under ``<head_dim>:<dtype>/proj_l.weight`` and ``…/proj_l.bias``; metadata strings
+``format`` = ``"pt"``, ``sla_ckpt.version``, ``sla_ckpt.settings`` (JSON, or ``null``),
+``sla_ckpt.pt_sha256`` (of the ``.pt`` beside it) and ``sla_ckpt.origin.<name>``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from sla_ckpt.errors import StructureError, WriteError
+from sla_ckpt.formats.dtypes import SAFETENSORS, STORED_AS, decode, encode
+from sla_ckpt.formats.payload import StoredTensor
+from sla_ckpt.formats.reading import Bytes, opened
+from sla_ckpt.formats.safetensors_header import (
+    METADATA_KEY,
+    SafetensorsHeader,
+    TensorInfo,
+    read_header,
+)
+from sla_ckpt.formats.simpletuner import read_state
+from sla_ckpt.formats.simpletuner_writer import encode_state
+from sla_ckpt.fsio import atomic_write
+from sla_ckpt.state import (
+    BIAS,
+    STATE_FILE,
+    STATE_VERSION,
+    TWIN_FILE,
+    WEIGHT,
+    PairKey,
+    ProjectionTensors,
+    SLASettings,
+    SLAState,
+)
+
+_PREFIX = "sla_ckpt."
+_ORIGIN = "sla_ckpt.origin."
+PT_SHA256 = "sla_ckpt.pt_sha256"
+_TOKEN_OF = {dtype: token for token, dtype in SAFETENSORS.items()}
+#: A twin is as small as the state; a weights file under its name is not read.
+_MAX_TENSOR = 1 << 32
+
+
+def read_twin(source: Path | bytes | BinaryIO, *, name: str | None = None) -> SLAState:
+    """Read a twin, its origin included.
+
+    Raises:
+        TargetNotFoundError: It is absent or cannot be read.
+        StructureError: A safetensors file, but not a twin; names the first fault.
+        FormatError: Not a valid safetensors file.
+    """
+    with opened(source, name) as data:
+        header = read_header(data.read, data.size, name=data.name)
+        return _to_state(data, header)
+
+
+def twin_pt_sha256(source: Path | bytes | BinaryIO, *, name: str | None = None) -> str | None:
+    """The sha256 of the ``.pt`` that the twin was written with; None when not recorded.
+
+    Raises:
+        FormatError: Not a valid safetensors file.
+    """
+    with opened(source, name) as data:
+        return read_header(data.read, data.size, name=data.name).metadata.get(PT_SHA256)
+
+
+def read_safetensor(source: Bytes, info: TensorInfo) -> StoredTensor:
+    """Read one tensor's bytes and decode them.
+
+    Raises:
+        StructureError: A dtype that numpy cannot hold (packed F4 or F6), or over 4 GiB.
+    """
+    dtype = SAFETENSORS.get(info.dtype)
+    if dtype is None or info.end - info.start > _MAX_TENSOR:
+        raise StructureError(
+            f"{source.name}: tensor {info.name!r} ({info.dtype} {list(info.shape)}) is not read",
+            path=source.name,
+        )
+    raw = source.exactly(info.start, info.end - info.start)
+    array = decode(np.frombuffer(raw, STORED_AS[dtype]).reshape(info.shape), dtype)
+    array.flags.writeable = False
+    return StoredTensor(array, dtype, info.shape)
+
+
+def _fault(name: str, message: str) -> StructureError:
+    return StructureError(
+        f"{name}: {message}",
+        hint=f"delete it; sla-ckpt writes it again from {STATE_FILE} when it changes that",
+        path=name,
+    )
+
+
+def _to_state(data: Bytes, header: SafetensorsHeader) -> SLAState:
+    version = header.metadata.get(_PREFIX + "version")
+    if version != str(STATE_VERSION):
+        shown = "no version" if version is None else f"version {version!r:.40}"
+        raise _fault(data.name, f"it has {shown}; only version {STATE_VERSION} is known")
+    grouped: dict[PairKey, dict[str, TensorInfo]] = {}
+    for info in header.tensors.values():
+        pair, _, tensor = info.name.partition("/")
+        try:
+            key = PairKey.parse(pair)
+        except StructureError as error:
+            raise _fault(data.name, error.message) from error
+        grouped.setdefault(key, {})[tensor] = info
+    pairs = {key: _projection(data, key, tensors) for key, tensors in sorted(grouped.items())}
+    origin = {
+        key.removeprefix(_ORIGIN): text
+        for key, text in header.metadata.items()
+        if key.startswith(_ORIGIN)
+    }
+    return SLAState(pairs, _settings(data.name, header.metadata), STATE_VERSION, origin)
+
+
+def _projection(data: Bytes, key: PairKey, tensors: Mapping[str, TensorInfo]) -> ProjectionTensors:
+    if tensors.keys() != {WEIGHT, BIAS}:
+        raise _fault(data.name, f"pair {key} has {', '.join(sorted(tensors))}")
+    shapes = {WEIGHT: (key.head_dim, key.head_dim), BIAS: (key.head_dim,)}
+    for tensor, shape in shapes.items():
+        if tensors[tensor].shape != shape:
+            raise _fault(
+                data.name,
+                f"{key} {tensor} has shape {list(tensors[tensor].shape)}, not {list(shape)}",
+            )
+    weight = read_safetensor(data, tensors[WEIGHT])
+    bias = read_safetensor(data, tensors[BIAS])
+    return ProjectionTensors(weight.array, bias.array, weight.dtype, bias.dtype)
+
+
+def _settings(name: str, metadata: Mapping[str, str]) -> SLASettings | None:
+    text = metadata.get(_PREFIX + "settings", "null")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _fault(name, "its settings are not JSON") from error
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _fault(name, "its settings are not a JSON object")
+    try:
+        return SLASettings.from_mapping(value)
+    except StructureError as error:
+        raise _fault(name, error.message) from error
+
+
+def encode_twin(state: SLAState, *, pt_sha256: str) -> bytes:
+    """The twin's bytes; the same state always gives the same bytes.
+
+    Args:
+        state: The state, its origin included.
+        pt_sha256: Hex digest of the ``.pt`` it stands beside.
+
+    Raises:
+        ValueError: A dtype that safetensors lacks.
+    """
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    for key, projection in sorted(state.pairs.items()):
+        for name, array, dtype in (
+            (WEIGHT, projection.weight, projection.weight_dtype),
+            (BIAS, projection.bias, projection.bias_dtype),
+        ):
+            if dtype not in _TOKEN_OF:
+                raise ValueError(f"{key} {name}: {dtype} cannot be written")
+            tensors[f"{key}/{name}"] = (_TOKEN_OF[dtype], array.shape, encode(array, dtype))
+    settings = None if state.settings is None else state.settings.to_dict()
+    metadata = {
+        "format": "pt",
+        _PREFIX + "version": str(state.version),
+        _PREFIX + "settings": json.dumps(settings),
+        PT_SHA256: pt_sha256,
+        **{_ORIGIN + key: str(text) for key, text in sorted(state.origin.items())},
+    }
+    return encode_safetensors(tensors, metadata)
+
+
+def encode_safetensors(
+    tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], metadata: Mapping[str, str]
+) -> bytes:
+    """Assemble a safetensors file.
+
+    Written here rather than by the safetensors library because that one orders metadata at
+    random, so that equal content would give different bytes.
+
+    Args:
+        tensors: Name -> (dtype token, shape, little-endian bytes). Sorted by dtype width,
+            widest first, then name, as the reference implementation does, to keep them aligned.
+        metadata: Strings.
+    """
+    width = {name: len(raw) // max(1, _count(shape)) for name, (_, shape, raw) in tensors.items()}
+    header: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
+    body: list[bytes] = []
+    position = 0
+    for name in sorted(tensors, key=lambda name: (-width[name], name)):
+        token, shape, raw = tensors[name]
+        offsets = [position, position + len(raw)]
+        header[name] = {"dtype": token, "shape": list(shape), "data_offsets": offsets}
+        body.append(raw)
+        position += len(raw)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(body)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+def write_state(directory: Path, state: SLAState, *, twin: bool = True) -> None:
+    """Write ``sla_attention.pt`` and its twin into a checkpoint, each atomically.
+
+    The ``.pt`` is replaced first, then the twin: a crash in between leaves a twin whose recorded
+    hash is not the ``.pt``'s, which readers can tell. Both are read back and compared.
+
+    Args:
+        directory: The checkpoint; must exist.
+        state: What to write.
+        twin: Whether to write the twin too. If not, an existing twin is removed, since it would
+            describe another state.
+
+    Raises:
+        WriteError: Nothing could be written, or what was read back differs.
+    """
+    import hashlib
+
+    data = encode_state(state)
+    _write_and_compare(directory / STATE_FILE, data, state)
+    twin_path = directory / TWIN_FILE
+    if twin:
+        twin_data = encode_twin(state, pt_sha256=hashlib.sha256(data).hexdigest())
+        _write_and_compare(twin_path, twin_data, state)
+    else:
+        try:
+            twin_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise WriteError(
+                f"cannot remove {twin_path}: {error.strerror}", path=str(twin_path)
+            ) from error
+
+
+def _write_and_compare(path: Path, data: bytes, state: SLAState) -> None:
+    atomic_write(path, data)
+    back = read_twin(path) if path.name == TWIN_FILE else read_state(path)
+    if not back.equals(state):
+        raise WriteError(
+            f"{path} was written but reads back differently",
+            hint="check the disk; the state in memory was not stored",
+            path=str(path),
+        )
