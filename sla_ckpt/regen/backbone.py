@@ -8,6 +8,7 @@ modules that diffusers keeps in float32. Nothing here writes to a checkpoint.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from sla_ckpt.errors import MissingExtraError, RegenError
 from sla_ckpt.regen.backbone_files import LORA_FILE, BackboneFiles, find_backbone
+from sla_ckpt.regen.base_model import resolve_base_model
+from sla_ckpt.regen.lora import apply_lora, read_lora
 from sla_ckpt.regen.streaming import FileTensor, Placement, load_tensors, read_table
 
 #: Older class names in published configs -> what diffusers loads them as, by config entry.
@@ -91,30 +94,24 @@ def load_backbone(
     """
     started = time.perf_counter()
     lora = _lora_file(checkpoint, ema=ema)
-    files = None
-    if lora is None or base_model is None:
-        files = find_backbone(checkpoint, ema=ema and lora is None, denoiser=denoiser)
+    # Read before any base model is looked for: a bad file must not cost a download.
+    adapter = read_lora(lora) if lora is not None else None
+    files: BackboneFiles | None = None
     base_label: str | None = None
-    if lora is not None and files is None:
-        from sla_ckpt.regen.base_model import resolve_base_model
-
-        base_label, files = resolve_base_model(checkpoint, base_model, denoiser=denoiser)
+    if adapter is None or base_model is None:
+        files = find_backbone(checkpoint, ema=ema and adapter is None, denoiser=denoiser)
+    if adapter is not None and files is None:
+        base_label, files = resolve_base_model(
+            checkpoint, base_model, named_in_file=adapter.base_model, denoiser=denoiser
+        )
     if files is None:
         raise _no_backbone(checkpoint)
-    if lora is not None:
-        from sla_ckpt.regen.lora import read_lora
-
-        adapter = read_lora(lora)
-    else:
-        adapter = None
 
     placing = _Placing(files, device, dtype, offload=offload)
     try:
         loaded = _load(files, placing, progress)
         described = f"{loaded.class_name} from {_relative(files.folder, checkpoint)}"
         if adapter is not None:
-            from sla_ckpt.regen.lora import apply_lora
-
             note = apply_lora(loaded.model, adapter)
             described = f"{described} with {note}"
         placing.dispatch(loaded.model)
@@ -199,7 +196,9 @@ def build_empty(
             f"diffusers {diffusers.__version__} has no model class {name!r}",
             hint="upgrade diffusers, or check _class_name in config.json",
         )
-    settings = {key: value for key, value in config.items() if key != "_class_name"}
+    accepted = inspect.signature(cls).parameters
+    # EMA copies carry the averager's settings too; diffusers ignores them, with a warning.
+    settings = {key: value for key, value in config.items() if key in accepted}
     try:
         with _default_dtype(dtype), init_empty_weights(include_buffers=False):
             model = cls.from_config(settings)  # type: ignore[attr-defined]

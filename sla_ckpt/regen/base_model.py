@@ -1,0 +1,199 @@
+"""The base model of a LoRA: named by the user, or by a configuration beside the checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sla_ckpt.errors import HubError, RegenError
+from sla_ckpt.regen.backbone_files import (
+    DENOISER_FOLDERS,
+    LORA_FILE,
+    STEM,
+    BackboneFiles,
+    find_backbone,
+    read_json,
+)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+#: SimpleTuner's configuration: uploaded copy, and the one training was started with.
+_CONFIG_NAMES = ("simpletuner_config.json", "config.json")
+
+
+@dataclass(frozen=True)
+class BaseReference:
+    """A base model as something names it.
+
+    Attributes:
+        name: A local folder or a Hub id ``org/model[@revision]``.
+        subfolder: Denoiser folder, None for the usual ones.
+        named_by: The file that says so, for messages.
+    """
+
+    name: str
+    subfolder: str | None
+    named_by: str
+
+
+def resolve_base_model(
+    checkpoint: Path,
+    base_model: str | Path | None,
+    *,
+    named_in_file: str | None = None,
+    denoiser: str | None = None,
+) -> tuple[str, BackboneFiles]:
+    """Find, and for a Hub id download, the denoiser of a LoRA's base.
+
+    Args:
+        checkpoint: The LoRA checkpoint.
+        base_model: What the user named; None looks for a configuration that names it.
+        named_in_file: The base that the LoRA file's own metadata names; asked last.
+        denoiser: Subfolder of the base to take.
+
+    Returns:
+        How reports name the base, and its files.
+
+    Raises:
+        RegenError: Nothing names the base, or it is no diffusers model.
+        HubError: The Hub refused or could not be reached.
+    """
+    if base_model is not None:
+        reference = BaseReference(str(base_model), denoiser, "--base-model")
+        return _open(reference, (Path.cwd(),))
+    found = next(_named_beside(checkpoint), None)
+    if found is None and named_in_file:
+        found = BaseReference(named_in_file, None, str(checkpoint / LORA_FILE))
+    if found is not None:
+        if denoiser is not None:
+            found = replace(found, subfolder=denoiser)
+        return _open(found, (checkpoint, checkpoint.parent, Path.cwd()))
+    raise RegenError(
+        f"{checkpoint / LORA_FILE} is a LoRA, and nothing beside it names its base model",
+        hint="name it: --base-model org/model, or --base-model DIR",
+        path=str(checkpoint),
+    )
+
+
+def _named_beside(checkpoint: Path) -> Iterator[BaseReference]:
+    for folder in (checkpoint, checkpoint.resolve().parent):
+        for name in _CONFIG_NAMES:
+            path = folder / name
+            if path.is_file():
+                yield from _from_config(read_json(path), str(path))
+        adapter = folder / "adapter_config.json"
+        if adapter.is_file():
+            base = read_json(adapter).get("base_model_name_or_path")
+            if isinstance(base, str) and base:
+                yield BaseReference(base, None, str(adapter))
+        card = folder / "README.md"
+        if card.is_file():
+            found = _from_card(card)
+            if found:
+                yield BaseReference(found, None, str(card))
+
+
+def _from_config(config: dict[str, Any], path: str) -> Iterator[BaseReference]:
+    """SimpleTuner's keys, with or without the dashes its config.json may carry."""
+    plain = {key.lstrip("-"): value for key, value in config.items()}
+    for kind in ("transformer", "unet"):
+        name = plain.get(f"pretrained_{kind}_model_name_or_path")
+        if isinstance(name, str) and name and name != "None":
+            subfolder = plain.get(f"pretrained_{kind}_subfolder")
+            wanted = subfolder if isinstance(subfolder, str) and subfolder != "None" else None
+            yield BaseReference(name, wanted or None, path)
+    name = plain.get("pretrained_model_name_or_path")
+    if isinstance(name, str) and name and name != "None":
+        yield BaseReference(name, None, path)
+
+
+def _from_card(path: Path) -> str | None:
+    """``base_model:`` of a model card's front matter."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return None
+    front = text[3:].partition("\n---")[0]
+    found = re.search(r"^base_model:\s*(?:\n\s*-\s*)?[\"']?([^\s\"'\[\]]+)", front, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _open(reference: BaseReference, roots: Sequence[Path]) -> tuple[str, BackboneFiles]:
+    for root in roots:
+        folder = root / Path(reference.name).expanduser()
+        if folder.is_dir():
+            files = find_backbone(folder, denoiser=reference.subfolder)
+            if files is None:
+                raise _not_a_model(reference)
+            return reference.name, files
+    if Path(reference.name).is_absolute() or not _HUB_ID.fullmatch(reference.name):
+        raise RegenError(
+            f"base model {reference.name!r} (from {reference.named_by}) is neither a folder nor "
+            "a Hub id",
+            hint="name a diffusers folder or org/model with --base-model",
+        )
+    folder = _download(reference)
+    files = find_backbone(folder, denoiser=reference.subfolder)
+    if files is None:
+        raise _not_a_model(reference)
+    return reference.name, files
+
+
+def _not_a_model(reference: BaseReference) -> RegenError:
+    return RegenError(
+        f"base model {reference.name} (from {reference.named_by}) has no denoiser in diffusers "
+        "format",
+        hint="name a diffusers folder or repository with --base-model",
+    )
+
+
+def _download(reference: BaseReference) -> Path:
+    """The denoiser's config and safetensors of a Hub repository, nothing else."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    repo, _, revision = reference.name.partition("@")
+    try:
+        try:
+            listed = HfApi().list_repo_files(repo, revision=revision or None)
+            patterns = _denoiser_files(listed, reference)
+            offline = False
+        except OfflineModeIsEnabled:
+            patterns, offline = None, True
+        return Path(
+            snapshot_download(
+                repo, revision=revision or None, allow_patterns=patterns, local_files_only=offline
+            )
+        )
+    except (HfHubHTTPError, HFValidationError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        raise HubError(
+            f"cannot download base model {reference.name} (from {reference.named_by}): "
+            f"{f'HTTP {status}' if status else type(error).__name__}",
+            hint="check the name, and for a gated or private model `hf auth login`; "
+            "or name a local copy with --base-model DIR",
+        ) from error
+    except OSError as error:
+        raise HubError(
+            f"cannot download base model {reference.name} (from {reference.named_by}): "
+            f"{type(error).__name__}",
+            hint="check the network, or name a local copy with --base-model DIR",
+        ) from error
+
+
+def _denoiser_files(listed: Sequence[str], reference: BaseReference) -> list[str]:
+    """Exactly the files :func:`find_backbone` will read, so that no other variant is fetched."""
+    names = set(listed)
+    folders = (reference.subfolder,) if reference.subfolder else DENOISER_FOLDERS
+    prefix = next((f"{f}/" for f in folders if f"{f}/config.json" in names), "")
+    inside = sorted(n for n in names if n.startswith(f"{prefix}{STEM}"))
+    index = f"{prefix}{STEM}.safetensors.index.json"
+    if index in names:
+        shards = [n for n in inside if re.search(rf"/?{STEM}-\d+-of-\d+\.safetensors$", n)]
+        chosen = [index, *shards]
+    elif f"{prefix}{STEM}.safetensors" in names:
+        chosen = [f"{prefix}{STEM}.safetensors"]
+    else:
+        chosen = [n for n in inside if ".safetensors" in n]
+    return [f"{prefix}config.json", *chosen]
