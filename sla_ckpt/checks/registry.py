@@ -1,0 +1,118 @@
+"""The rules by code, and how a rule is written.
+
+A rule is a function that takes a :class:`~sla_ckpt.checks.context.Context` and yields a
+:class:`Fault` for each thing it has to say. Everything it needs is on the context, which reads
+each file at most once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sla_ckpt.checks.report import Level
+from sla_ckpt.errors import UsageError
+
+if TYPE_CHECKING:
+    from sla_ckpt.checks.context import Context
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a rule yields; the registry adds code and level.
+
+    Attributes:
+        message: One line that names file, key and numbers.
+        path: File concerned.
+        help: The next step.
+        level: Overrides the rule's level where the case is milder or worse than usual.
+        fixable: Overrides the rule's, where this case cannot be repaired.
+    """
+
+    message: str
+    path: str | None = None
+    help: str | None = None
+    level: Level | None = None
+    fixable: bool | None = None
+
+
+Check = Callable[["Context"], Iterable[Fault]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of docs/rules/.
+
+    Attributes:
+        code: Stable code.
+        level: Its usual level.
+        title: What it is about, in a few words.
+        fixable: Whether ``--fix`` can usually repair it.
+        check: The function.
+        remote_only: Whether it makes sense only for a Hub repository.
+    """
+
+    code: str
+    level: Level
+    title: str
+    fixable: bool
+    check: Check
+    remote_only: bool = False
+
+
+_RULES: dict[str, Rule] = {}
+_MODULES = (
+    "sla_ckpt.checks.rules_file",
+    "sla_ckpt.checks.rules_settings",
+    "sla_ckpt.checks.rules_pairs",
+    "sla_ckpt.checks.rules_checkpoint",
+    "sla_ckpt.hub.rules",
+)
+
+
+def rule(
+    code: str, level: Level, title: str, *, fixable: bool = False, remote_only: bool = False
+) -> Callable[[Check], Check]:
+    """Register a rule function."""
+
+    def register(check: Check) -> Check:
+        if code in _RULES:
+            raise ValueError(f"rule {code} is registered twice")
+        _RULES[code] = Rule(code, level, title, fixable, check, remote_only)
+        return check
+
+    return register
+
+
+def all_rules() -> tuple[Rule, ...]:
+    """Every rule, by code."""
+    import importlib
+
+    for module in _MODULES:
+        importlib.import_module(module)
+    return tuple(_RULES[code] for code in sorted(_RULES))
+
+
+def select_rules(select: Iterable[str], ignore: Iterable[str]) -> tuple[Rule, ...]:
+    """Rules chosen by codes or prefixes (``SLA2`` means SLA201–SLA299), as ruff does.
+
+    The longest matching prefix decides, so ``--select SLA206 --ignore SLA2`` keeps SLA206.
+
+    Raises:
+        UsageError: A code that matches no rule.
+    """
+    rules = all_rules()
+    wanted, unwanted = tuple(select), tuple(ignore)
+    for code in (*wanted, *unwanted):
+        if not code or not any(item.code.startswith(code) for item in rules):
+            raise UsageError(
+                f"no rule matches {code!r}", hint="run: sla-ckpt rules to list the codes"
+            )
+
+    def chosen(code: str) -> bool:
+        positive = max((len(p) for p in wanted if code.startswith(p)), default=-1 if wanted else 0)
+        negative = max((len(p) for p in unwanted if code.startswith(p)), default=-1)
+        return positive > negative
+
+    return tuple(item for item in rules if chosen(item.code))

@@ -1,0 +1,151 @@
+"""Is the file there, readable, harmless, and of the right structure? SLA001–SLA004, SLA212."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sla_ckpt.checks.evidence import signs_of_sla
+from sla_ckpt.checks.registry import Fault, rule
+from sla_ckpt.errors import StructureError, UnsafePickleError
+from sla_ckpt.state import STATE_FILE, STATE_VERSION
+from sla_ckpt.text import join_some, short_repr
+
+if TYPE_CHECKING:
+    from sla_ckpt.checks.context import Context
+
+REGEN = "restore it from a backup or the Hub, or run: sla-ckpt regen {target}"
+
+
+@rule("SLA001", "error", "state file missing")
+def state_missing(context: Context) -> Iterator[Fault]:
+    checkpoint = context.checkpoint
+    if checkpoint.state_path is not None or context.is_bare_twin:
+        return
+    if checkpoint.twin_path is not None and context.twin is not None:
+        yield Fault(
+            f"{STATE_FILE} is missing; its twin {checkpoint.twin_path} is there",
+            path=checkpoint.twin_path,
+            help=f"write it again from the twin: sla-ckpt migrate {context.source.label}",
+        )
+        return
+    broken = getattr(context.source, "broken", {}).get(STATE_FILE)
+    if broken:
+        yield Fault(
+            f"{STATE_FILE} cannot be opened: {broken}",
+            path=STATE_FILE,
+            help=REGEN.format(target=context.source.label),
+        )
+        return
+    signs = signs_of_sla(context)
+    other_case = [
+        name for name in context.source.files() if name.lower() == STATE_FILE and name != STATE_FILE
+    ]
+    if other_case:
+        yield Fault(
+            f"{STATE_FILE} is missing, but {other_case[0]} differs only by case",
+            path=other_case[0],
+            help=f"rename it to {STATE_FILE}",
+        )
+    elif signs:
+        yield Fault(
+            f"{STATE_FILE} is missing, and this was trained with SLA: {'; '.join(signs)}",
+            path=STATE_FILE,
+            help=REGEN.format(target=context.source.label),
+        )
+    else:
+        yield Fault(
+            f"{STATE_FILE} is missing; nothing here says that SLA was used",
+            path=STATE_FILE,
+            help="if this was never trained with SLA, this tool has nothing to check; "
+            "otherwise " + REGEN.format(target=context.source.label),
+        )
+
+
+@rule("SLA002", "error", "state file unreadable")
+def state_unreadable(context: Context) -> Iterator[Fault]:
+    for fault in (context.payload_fault, context.twin_fault):
+        if fault is not None and not isinstance(fault, UnsafePickleError | StructureError):
+            yield Fault(
+                fault.message,
+                path=fault.path or context.state_path,
+                help=fault.hint or REGEN.format(target=context.source.label),
+            )
+
+
+@rule("SLA003", "error", "unsafe pickle")
+def unsafe_pickle(context: Context) -> Iterator[Fault]:
+    fault = context.payload_fault
+    if isinstance(fault, UnsafePickleError):
+        yield Fault(
+            fault.message,
+            path=context.state_path,
+            help=fault.hint or "do not load this file; get it again from a source you trust",
+        )
+
+
+@rule("SLA004", "error", "wrong structure or unknown version")
+def wrong_structure(context: Context) -> Iterator[Fault]:
+    path = context.state_path
+    for fault in (context.payload_fault, context.twin_fault):
+        if isinstance(fault, StructureError):
+            yield Fault(fault.message, path=fault.path or path, help=fault.hint)
+    body = context.body
+    if context.payload is None and body is None:
+        return
+    migrate = f"run: sla-ckpt migrate {context.source.label}"
+    if body is None:
+        held = context.payload.value if context.payload else None
+        yield Fault(
+            f"{path} holds {short_repr(held)}, not a dict of settings, state and version",
+            path=path,
+            help=migrate,
+        )
+        return
+    if "state" not in body:
+        keys = [short_repr(key) for key in body]
+        yield Fault(
+            f"{path} has no 'state' entry (it has {join_some(keys) or 'nothing'})",
+            path=path,
+            help=migrate,
+        )
+    elif not isinstance(body["state"], dict):
+        yield Fault(
+            f"{path}: 'state' is {short_repr(body['state'])}, not a dict of pairs",
+            path=path,
+            help=REGEN.format(target=context.source.label),
+        )
+    elif not body["state"]:
+        yield Fault(
+            f"{path} holds no pair: SLA never ran before it was saved",
+            path=path,
+            help=REGEN.format(target=context.source.label),
+        )
+    version = body.get("version")
+    if isinstance(version, bool) or version != STATE_VERSION:
+        shown = "no version" if "version" not in body else f"version {short_repr(version)}"
+        yield Fault(
+            f"{path} has {shown}; only version {STATE_VERSION} is known",
+            path=path,
+            help="update sla-ckpt, or regenerate the file if it was edited by hand",
+        )
+
+
+@rule("SLA212", "error", "twin does not match the state file")
+def twin_differs(context: Context) -> Iterator[Fault]:
+    if context.twin is None or context.payload is None or context.body is None:
+        return
+    from sla_ckpt.formats.simpletuner import payload_to_state
+
+    try:
+        state = payload_to_state(context.payload, name=context.state_path)
+    except StructureError:
+        return  # other rules name what is wrong with the file itself
+    if not state.equals(context.twin):
+        yield Fault(
+            f"{context.checkpoint.twin_path} does not hold what {context.state_path} holds: "
+            "it belongs to another state",
+            path=context.checkpoint.twin_path,
+            help=f"write it again: sla-ckpt migrate {context.source.label} --to safetensors, "
+            "or delete it",
+        )

@@ -1,0 +1,230 @@
+"""Are the right pairs there, with usable tensors? SLA201–SLA210."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sla_ckpt.checks.entries import Entry
+from sla_ckpt.checks.expectation import HALF_DTYPES
+from sla_ckpt.checks.registry import Fault, rule
+from sla_ckpt.pairs.strays import stray_source
+from sla_ckpt.state import BIAS, WEIGHT, PairKey
+from sla_ckpt.text import count, join_some
+
+if TYPE_CHECKING:
+    from sla_ckpt.checks.context import Context
+
+
+def _of_this_model(context: Context) -> Iterator[Entry]:
+    """Entries that are not strays: what is wrong with a stray harms nobody."""
+    for entry in context.entries:
+        if entry.key is None or not context.expectation.is_stray(entry.key):
+            yield entry
+
+
+@rule("SLA201", "error", "key is not <head_dim>:<dtype>", fixable=True)
+def key_syntax(context: Context) -> Iterator[Fault]:
+    for entry in context.entries:
+        if entry.key_fault is not None:
+            yield Fault(
+                f"{context.state_path}: {entry.key_fault}; the trainer skips it",
+                path=context.state_path,
+                help=f"run: sla-ckpt migrate {context.source.label}, or regenerate the file",
+                fixable=_is_long_token(entry.name),
+            )
+
+
+def _is_long_token(name: str) -> bool:
+    """``128:bfloat16`` says clearly what is meant; ``128`` does not."""
+    from sla_ckpt.errors import UsageError
+
+    try:
+        PairKey.parse_lenient(name)
+    except UsageError:
+        return False
+    return True
+
+
+def _missing(context: Context) -> Iterator[tuple[PairKey, tuple[str, ...]]]:
+    """Expected pairs that are absent, with the dtypes that exist for their head_dim."""
+    expectation = context.expectation
+    for pair in expectation.pairs:
+        if not expectation.satisfied_by(pair, context.found):
+            yield pair, tuple(k.dtype for k in context.found if k.head_dim == pair.head_dim)
+
+
+@rule("SLA202", "error", "pair that this model materialises is missing")
+def pair_missing(context: Context) -> Iterator[Fault]:
+    if not context.entries:
+        return
+    expectation = context.expectation
+    if not expectation.known:
+        yield Fault(
+            f"which pairs belong in {context.state_path} is not known: {expectation.unknown}",
+            path=context.state_path,
+            help=expectation.unknown_help,
+            level="info",
+        )
+        return
+    for pair, dtypes in _missing(context):
+        if dtypes:
+            continue  # SLA209 says it better
+        have = ", ".join(str(key) for key in context.found) or "none"
+        yield Fault(
+            f"{context.state_path}: pair {pair} is missing ({expectation.basis} needs it; "
+            f"the file has {have})",
+            path=context.state_path,
+            help=f"the trainer starts it at zero without a word; run: "
+            f"sla-ckpt regen {context.source.label}",
+        )
+
+
+@rule("SLA203", "error", "tensor shape does not match head_dim")
+def tensor_shapes(context: Context) -> Iterator[Fault]:
+    for entry in context.entries:
+        if entry.key is None:
+            continue
+        head_dim = entry.key.head_dim
+        for name, wanted in ((WEIGHT, (head_dim, head_dim)), (BIAS, (head_dim,))):
+            tensor = entry.tensors.get(name)
+            if tensor is not None and tensor.shape != wanted:
+                yield Fault(
+                    f"{context.state_path}: {entry.name}/{name} has shape "
+                    f"{list(tensor.shape)}, not {list(wanted)}",
+                    path=context.state_path,
+                    help="it belongs to another model: find the right file, or run: "
+                    f"sla-ckpt regen {context.source.label}",
+                )
+
+
+@rule("SLA204", "error", "proj_l is not float32", fixable=True)
+def projection_dtype(context: Context) -> Iterator[Fault]:
+    for entry in context.entries:
+        wrong = {
+            tensor.dtype
+            for name, tensor in entry.tensors.items()
+            if name in (WEIGHT, BIAS) and tensor.dtype != "float32"
+        }
+        if wrong:
+            exact = wrong <= {"bfloat16", "float16"}
+            yield Fault(
+                f"{context.state_path}: {entry.name} is {' and '.join(sorted(wrong))}, not float32"
+                + ("" if exact else " (converting it may round)"),
+                path=context.state_path,
+                help=f"run: sla-ckpt verify --fix {context.source.label}"
+                if exact
+                else f"run: sla-ckpt migrate {context.source.label}",
+                fixable=exact,
+            )
+
+
+@rule("SLA205", "error", "NaN or Inf")
+def not_finite(context: Context) -> Iterator[Fault]:
+    for entry in context.entries:
+        for name, tensor in entry.tensors.items():
+            if tensor.array.dtype.kind != "f":
+                continue
+            bad = tensor.array.size - int(np.count_nonzero(np.isfinite(tensor.array)))
+            if bad:
+                yield Fault(
+                    f"{context.state_path}: {entry.name}/{name} has {bad:,} of "
+                    f"{tensor.array.size:,} values NaN or Inf",
+                    path=context.state_path,
+                    help="training went wrong before this was saved; take an older checkpoint or "
+                    f"run: sla-ckpt regen {context.source.label}",
+                )
+
+
+@rule("SLA206", "warning", "projection all zero: never trained")
+def all_zero(context: Context) -> Iterator[Fault]:
+    for entry in _of_this_model(context):
+        if entry.is_zero:
+            yield Fault(
+                f"{context.state_path}: {entry.name} is all zero: never trained, or lost and "
+                "re-initialised; the linear branch adds nothing",
+                path=context.state_path,
+                help="compare with an older checkpoint; to train it run: "
+                f"sla-ckpt regen {context.source.label}",
+            )
+
+
+@rule("SLA207", "info", "pair that this model does not materialise", fixable=True)
+def stray_pair(context: Context) -> Iterator[Fault]:
+    for entry in context.entries:
+        if entry.key is None or not context.expectation.is_stray(entry.key):
+            continue
+        source = stray_source(entry.key.head_dim)
+        origin = f", probably from {source}" if source else ""
+        zero = ", all zero" if entry.is_zero else ""
+        yield Fault(
+            f"{context.state_path}: {entry.name} is not a pair of "
+            f"{context.expectation.basis}{origin}{zero}",
+            path=context.state_path,
+            help="harmless; it can be dropped"
+            if entry.is_zero
+            else "it may belong to another model",
+            fixable=entry.is_zero,
+        )
+
+
+@rule("SLA208", "error", "weight or bias missing, or unknown tensors")
+def tensor_names(context: Context) -> Iterator[Fault]:
+    for entry in context.entries:
+        if entry.fault is not None:
+            yield Fault(
+                f"{context.state_path}: {entry.name} {entry.fault}",
+                path=context.state_path,
+                help=f"run: sla-ckpt regen {context.source.label}",
+            )
+            continue
+        parts = []
+        if entry.missing:
+            parts.append(f"lacks {' and '.join(entry.missing)}")
+        if entry.unknown:
+            parts.append(f"has unknown {join_some(list(entry.unknown))}")
+        if parts:
+            prefixed = any(name.endswith((WEIGHT, BIAS)) for name in entry.unknown)
+            yield Fault(
+                f"{context.state_path}: {entry.name} {' and '.join(parts)}",
+                path=context.state_path,
+                help=f"wrapper prefixes are stripped by: sla-ckpt migrate {context.source.label}"
+                if prefixed
+                else f"run: sla-ckpt regen {context.source.label}",
+            )
+
+
+@rule("SLA209", "error", "pair exists only for another dtype", fixable=True)
+def other_dtype(context: Context) -> Iterator[Fault]:
+    if not context.entries or not context.expectation.known:
+        return
+    for pair, dtypes in _missing(context):
+        if not dtypes:
+            continue
+        either = context.expectation.dtype is None and not context.expectation.exact
+        needed = " or ".join(HALF_DTYPES) if either else pair.dtype
+        yield Fault(
+            f"{context.state_path}: head_dim {pair.head_dim} is there only as "
+            f"{', '.join(dtypes)}, {needed} is needed",
+            path=context.state_path,
+            help=f"the projection does not depend on it; copy it: sla-ckpt verify --fix "
+            f"{context.source.label}",
+        )
+
+
+@rule("SLA210", "warning", "head_dim that thu-ml/SLA cannot run")
+def head_dim_support(context: Context) -> Iterator[Fault]:
+    if not context.expectation.known:
+        return
+    head_dims = sorted({pair.head_dim for pair in context.expectation.pairs})
+    bad = [d for d in head_dims if d > 128 or d & (d - 1)]
+    if bad and (context.entries or context.checkpoint.state_path is not None):
+        numbers = ", ".join(str(d) for d in bad)
+        yield Fault(
+            f"{context.state_path}: thu-ml/SLA cannot run {count(len(bad), 'head_dim')} of this "
+            f"model ({numbers}): the trainer falls back to dense attention",
+            path=context.state_path,
+            help="sla_ckpt's own kernels run it: use sla_ckpt.use_sla or regen",
+        )

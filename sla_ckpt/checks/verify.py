@@ -1,0 +1,176 @@
+"""Verify a target: run the rules over it and collect a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sla_ckpt.checkpoint.resolve import list_checkpoints, looks_like_checkpoint, resolve_checkpoint
+from sla_ckpt.checkpoint.source import LocalSource, Source
+from sla_ckpt.checks.context import Context, VerifyOptions
+from sla_ckpt.checks.registry import Rule, select_rules
+from sla_ckpt.checks.report import Finding, Report, sort_findings
+from sla_ckpt.checks.single_file import SingleFileSource, is_twin
+from sla_ckpt.errors import SlaCkptError, TargetNotFoundError, UsageError
+
+__all__ = ["VerifyOptions", "open_target", "verify", "verify_many", "verify_source"]
+
+
+def verify(target: str | Path | Source, options: VerifyOptions | None = None) -> Report:
+    """Is this checkpoint whole and consistent?
+
+    Args:
+        target: A checkpoint folder, a trainer's output directory (its newest finished checkpoint
+            is meant), a ``sla_attention.pt``, a Hub repository ``org/model[@revision][/folder]``
+            or its URL, or an open source. A local path wins if it exists.
+        options: How to verify.
+
+    Returns:
+        The report. Faults of the checkpoint are findings in it, not exceptions.
+
+    Raises:
+        TargetNotFoundError: The target does not exist or cannot be opened.
+        UsageError: An option makes no sense for this target.
+        HubError: The repository cannot be reached.
+
+    Example:
+        >>> import sla_ckpt
+        >>> report = sla_ckpt.verify("output/checkpoint-500")  # doctest: +SKIP
+        >>> report.ok, [finding.code for finding in report.findings]  # doctest: +SKIP
+    """
+    options = options or VerifyOptions()
+    if isinstance(target, str | Path):
+        source, note = open_target(target)
+        return verify_source(source, options, note=note)
+    return verify_source(target, options)
+
+
+def verify_source(
+    source: Source, options: VerifyOptions | None = None, *, note: str | None = None
+) -> Report:
+    """Verify an open source; see :func:`verify`."""
+    options = options or VerifyOptions()
+    rules = select_rules(options.select, options.ignore)
+    context = Context(source, options)
+    findings = sort_findings(
+        finding
+        for item in rules
+        if source.is_remote or not item.remote_only
+        for finding in _run(item, context)
+    )
+    return Report(
+        target=source.label,
+        kind=context.checkpoint.kind.value,
+        expected=tuple(str(pair) for pair in context.expectation.pairs),
+        found=tuple(str(pair) for pair in context.found),
+        findings=findings,
+        note=note,
+    )
+
+
+def _run(item: Rule, context: Context) -> Iterator[Finding]:
+    for fault in item.check(context):
+        level = fault.level or item.level
+        fixable = item.fixable if fault.fixable is None else item.fixable and fault.fixable
+        yield Finding(item.code, level, fault.message, fault.path, fixable, fault.help)
+
+
+def verify_many(
+    targets: Iterable[str | Path], options: VerifyOptions | None = None, *, jobs: int = 1
+) -> Iterator[Report]:
+    """Verify several targets, in order; one that cannot be opened gets a report that says so.
+
+    Args:
+        targets: As for :func:`verify`.
+        options: For all of them.
+        jobs: How many at a time.
+    """
+    options = options or VerifyOptions()
+    select_rules(options.select, options.ignore)  # a wrong code is one error, not one per target
+
+    def one(target: str | Path) -> Report:
+        try:
+            return verify(target, options)
+        except UsageError:
+            raise
+        except SlaCkptError as error:
+            return Report(str(target), "unreadable", problem=error.message, problem_help=error.hint)
+
+    listed: Sequence[str | Path] = list(targets)
+    if jobs <= 1 or len(listed) <= 1:
+        yield from map(one, listed)
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(one, listed)
+
+
+def open_target(target: str | Path) -> tuple[Source, str | None]:
+    """Open what the user named; also a note when it stands for something else.
+
+    Raises:
+        TargetNotFoundError: No such path, or it cannot be opened.
+        HubError: It is a repository that cannot be reached.
+    """
+    path = Path(target).expanduser()
+    try:
+        is_file, is_directory = path.is_file(), path.is_dir()
+    except (OSError, ValueError) as error:
+        raise TargetNotFoundError(
+            f"cannot open {target}: {getattr(error, 'strerror', None) or error}",
+            hint="check the path and its permissions",
+            path=str(target),
+        ) from error
+    if is_file:
+        if path.suffix == ".safetensors" and not is_twin(path):
+            return LocalSource(path.parent), f"the folder of {path.name}"
+        return SingleFileSource(path), None
+    if is_directory:
+        checkpoint = resolve_checkpoint(path)
+        if checkpoint != path:
+            return LocalSource(checkpoint), f"newest finished checkpoint of {path}"
+        return LocalSource(path), None
+    if isinstance(target, str) and not path.is_symlink():
+        from sla_ckpt.hub.repo import looks_like_repo
+
+        if looks_like_repo(target):
+            from sla_ckpt.hub.remote import open_remote
+
+            return open_remote(target), None
+    resolve_checkpoint(path)  # raises the error that fits
+    raise TargetNotFoundError(f"cannot open {target}", path=str(target))
+
+
+def expand_target(target: str, *, recursive: bool = False) -> list[str]:
+    """The targets that one argument stands for.
+
+    A folder of loose state files stands for each of them; with ``recursive``, a folder stands for
+    every checkpoint below it.
+
+    Raises:
+        TargetNotFoundError: A folder cannot be listed.
+    """
+    path = Path(target).expanduser()
+    try:
+        if not path.is_dir() or (not recursive and looks_like_checkpoint(path.resolve())):
+            return [target]
+        checkpoints = [str(item.path) for item in list_checkpoints(path)]
+        if checkpoints:
+            return checkpoints if recursive else [target]
+        found = sorted(item for item in path.iterdir() if not item.name.startswith("."))
+        if looks_like_checkpoint(path.resolve()):
+            return [target]
+        loose = [str(item) for item in found if item.suffix in (".pt", ".safetensors")]
+        if recursive:
+            for folder in found:
+                if folder.is_dir() and not folder.is_symlink():
+                    below = expand_target(str(folder), recursive=True)
+                    is_checkpoint = looks_like_checkpoint(folder.resolve())
+                    loose += below if below != [str(folder)] or is_checkpoint else []
+    except OSError as error:
+        raise TargetNotFoundError(
+            f"cannot list {error.filename or path}: {error.strerror or error}",
+            hint="check its permissions",
+            path=str(path),
+        ) from error
+    return loose or [target]

@@ -1,0 +1,52 @@
+"""``sla-ckpt rules``."""
+
+from __future__ import annotations
+
+import click
+
+from sla_ckpt.checks.pages import rule_page
+from sla_ckpt.checks.registry import all_rules
+from sla_ckpt.cli import _options
+from sla_ckpt.cli._output import Output
+from sla_ckpt.errors import UsageError
+
+_COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
+
+
+@click.command("rules", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("code", required=False)
+@_options.output_format("text", "json")
+def command(code: str | None, output_format: str) -> int:
+    """List the rules that verify checks, or explain one: sla-ckpt rules SLA202."""
+    output = Output()
+    rules = all_rules()
+    if code is None:
+        if output_format == "json":
+            output.json(
+                [
+                    {"code": r.code, "level": r.level, "title": r.title, "fixable": r.fixable}
+                    for r in rules
+                ]
+            )
+            return 0
+        for item in rules:
+            level = click.style(f"{item.level:<8}", fg=_COLOURS[item.level])
+            output.data(f"{item.code}  {level} {item.title}{' [fixable]' if item.fixable else ''}")
+        return 0
+    found = next((item for item in rules if item.code == code.upper()), None)
+    if found is None:
+        raise UsageError(f"no rule {code!r}", hint="run: sla-ckpt rules to list them")
+    page = rule_page(found.code)
+    if output_format == "json":
+        output.json(
+            {
+                "code": found.code,
+                "level": found.level,
+                "title": found.title,
+                "fixable": found.fixable,
+                "page": page,
+            }
+        )
+    else:
+        output.data(page.rstrip())
+    return 0

@@ -1,0 +1,122 @@
+"""``sla-ckpt verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from sla_ckpt.checks.render import to_github, to_json, to_sarif, to_text
+from sla_ckpt.checks.report import combined_exit_code
+from sla_ckpt.checks.verify import VerifyOptions, expand_target, verify_many
+from sla_ckpt.cli import _options
+from sla_ckpt.cli._output import Output
+from sla_ckpt.errors import UsageError
+
+
+@click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@_options.select
+@_options.ignore
+@click.option("--strict", is_flag=True, help="Warnings count as errors for the exit code.")
+@click.option("--deep", is_flag=True, help="Read every weight and look for NaN and Inf.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Attention tokens the model runs at.")
+@click.option("--resolution", metavar="WxH", help="Pixels the model runs at, as 1024x1024.")
+@click.option(
+    "--expect",
+    multiple=True,
+    metavar="PAIR",
+    help="Pair the model materialises, as 128:bf16, when it cannot be derived. Repeatable.",
+)
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice(["resume", "inference"]),
+    help="Judge for resuming a training (stricter) or for inference (training state left out).",
+)
+@_options.config
+@click.option(
+    "--base-model",
+    type=click.Path(file_okay=False),
+    help="Folder of an adapter's base model, to derive the pairs from its config.",
+)
+@click.option("-r", "--recursive", is_flag=True, help="Every checkpoint below a folder.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=4, show_default=True, help="Targets at a time."
+)
+@_options.output_format("text", "json", "sarif", "github")
+@_options.quiet
+def command(
+    targets: tuple[str, ...],
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    strict: bool,
+    deep: bool,
+    tokens: int | None,
+    resolution: str | None,
+    expect: tuple[str, ...],
+    purpose: Literal["resume", "inference"] | None,
+    config: str | None,
+    base_model: str | None,
+    recursive: bool,
+    jobs: int,
+    output_format: str,
+    quiet: bool,
+) -> int:
+    """Is this checkpoint whole and consistent?
+
+    TARGET is a checkpoint folder, a trainer's output directory (its newest checkpoint), a
+    sla_attention.pt, or a Hub repository org/model[@revision][/folder] or its URL. Without one,
+    the current directory.
+    """
+    options = _build_options(
+        select, ignore, deep, tokens, resolution, expect, purpose, config, base_model
+    )
+    expanded = [
+        item for target in targets or (".",) for item in expand_target(target, recursive=recursive)
+    ]
+    reports = list(verify_many(expanded, options, jobs=jobs))
+    output = Output(quiet=quiet)
+    if output_format == "text":
+        text = to_text(reports, quiet=quiet)
+        if text:
+            output.data(text)
+    else:
+        renderer = {"json": to_json, "sarif": to_sarif, "github": to_github}[output_format]
+        output.data(renderer(reports))
+    return combined_exit_code(reports, strict=strict)
+
+
+def _build_options(
+    select: tuple[str, ...],
+    ignore: tuple[str, ...],
+    deep: bool,
+    tokens: int | None,
+    resolution: str | None,
+    expect: tuple[str, ...],
+    purpose: Literal["resume", "inference"] | None,
+    config: str | None,
+    base_model: str | None,
+) -> VerifyOptions:
+    from sla_ckpt.checkpoint.runconfig import parse_resolution
+    from sla_ckpt.state import PairKey
+
+    pixels = None
+    if resolution is not None:
+        pixels = parse_resolution(resolution)
+        if pixels is None:
+            raise UsageError(f"--resolution {resolution!r} is not WxH", hint="write 1024x1024")
+    return VerifyOptions(
+        select=_options.split_codes(select),
+        ignore=_options.split_codes(ignore),
+        deep=deep,
+        tokens=tokens,
+        resolution=pixels,
+        expect=tuple(
+            PairKey.parse_lenient(part) for value in expect for part in value.split(",") if part
+        ),
+        purpose=purpose,
+        config=Path(config).expanduser() if config is not None else None,
+        base_model=Path(base_model).expanduser() if base_model is not None else None,
+    )
