@@ -149,7 +149,7 @@ def _is_clean(file: Path, span: _Span) -> bool:
 def _chunks(
     file: Path, start: int, end: int, buffer: NDArray[np.uint8]
 ) -> Iterator[NDArray[np.uint8]]:
-    view = memoryview(buffer)
+    view = buffer.data
     try:
         with file.open("rb", buffering=0) as handle:
             handle.seek(start)

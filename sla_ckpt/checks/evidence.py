@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sla_ckpt.checkpoint.layout import MANIFEST_FILE
+from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.errors import SlaCkptError
 from sla_ckpt.state import STATE_FILE
 from sla_ckpt.text import count
@@ -22,11 +23,16 @@ def manifest_files(context: Context) -> tuple[str, ...] | None:
 
 
 def sla_groups(context: Context, path: str) -> int:
-    """How many trailing SLA parameter groups an optimizer file has; 0 when it cannot be read."""
+    """How many trailing SLA parameter groups an optimizer file has; 0 when it cannot be read.
+
+    Only its pickle is read, so a file of 20 GB costs milliseconds; local folders only.
+    """
+    if not isinstance(context.source, LocalSource):
+        return 0
     from sla_ckpt.formats.optimizer import read_optimizer
 
     try:
-        return len(read_optimizer(context.source, path).sla_groups)
+        return len(read_optimizer(context.source.local_path(path), name=path).sla_groups())
     except SlaCkptError:
         return 0
 
@@ -36,7 +42,7 @@ def signs_of_sla(context: Context) -> list[str]:
     signs: list[str] = []
     if STATE_FILE in (manifest_files(context) or ()):
         signs.append(f"{MANIFEST_FILE} lists the file")
-    if context.options.purpose != "inference" and not context.source.is_remote:
+    if context.options.purpose != "inference":
         for path in context.checkpoint.optimizer_files:
             groups = sla_groups(context, path)
             if groups:

@@ -54,7 +54,8 @@ def _title(summary: StateSummary) -> str:
     parts = [Path(summary.target).name or summary.target]
     if settings is not None:
         parts.append(
-            f"topk {settings.topk:g}, {settings.feature_map}, blocks {settings.blkq}×{settings.blkk}"
+            f"topk {settings.topk:g}, {settings.feature_map}, "
+            f"blocks {settings.blkq}×{settings.blkk}"
         )
     return " · ".join(parts)
 

@@ -67,7 +67,6 @@ _MODULES = (
     "sla_ckpt.checks.rules_settings",
     "sla_ckpt.checks.rules_pairs",
     "sla_ckpt.checks.rules_checkpoint",
-    "sla_ckpt.hub.rules",
 )
 
 

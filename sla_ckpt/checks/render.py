@@ -39,7 +39,8 @@ def _text_block(report: Report, *, quiet: bool) -> str:
     if quiet and report.ok and not shown:
         return ""
     title = click.style(one_line(report.target), bold=True)
-    lines = [f"{title}  ({report.kind})" + (f"  {report.note}" if report.note else "")]
+    lines = [f"{title}  ({report.kind})"]
+    lines += [f"  note: {one_line(note)}" for note in report.notes]
     if report.problem is not None:
         lines.append(f"  {click.style('error', fg='red')} {one_line(report.problem)}")
         if report.problem_help:

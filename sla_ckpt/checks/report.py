@@ -56,7 +56,8 @@ class Report:
         findings: Errors first, then by code.
         problem: Why the target could not be examined at all; None when it was.
         problem_help: The next step for that.
-        note: A remark for people, for instance which checkpoint of an output directory was taken.
+        notes: Remarks: which checkpoint of an output directory was taken, what is unusual but
+            harmless about the file (re-zipped, trailing bytes).
     """
 
     target: str
@@ -66,7 +67,7 @@ class Report:
     findings: tuple[Finding, ...] = field(default=())
     problem: str | None = None
     problem_help: str | None = None
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -98,6 +99,7 @@ class Report:
             "kind": self.kind,
             "pairs": {"expected": list(self.expected), "found": list(self.found)},
             "findings": [item.to_dict() for item in self.findings],
+            "notes": list(self.notes),
         }
         if self.problem is not None:
             result["problem"] = {"message": self.problem, "help": self.problem_help}

@@ -226,7 +226,7 @@ def _index_versus_headers(
 @rule("SLA304", "warning", "optimizer carries the SLA parameter group", fixable=True)
 def optimizer_trap(context: Context) -> Iterator[Fault]:
     purpose = context.options.purpose
-    if purpose == "inference" or context.source.is_remote:
+    if purpose == "inference":
         return
     for path in context.checkpoint.optimizer_files:
         groups = sla_groups(context, path)

@@ -65,7 +65,7 @@ def verify_source(
         expected=tuple(str(pair) for pair in context.expectation.pairs),
         found=tuple(str(pair) for pair in context.found),
         findings=findings,
-        note=note,
+        notes=((note,) if note else ()) + (context.payload.notes if context.payload else ()),
     )
 
 
