@@ -23,12 +23,29 @@ import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as torch_checkpoint
 from torch import Tensor
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def run_outside_graphs(function: _F, *, recursive: bool = True) -> _F:
+    """Keep torch.compile from tracing ``function``; with fullgraph=True it says so and stops.
+
+    What ``function`` calls may be compiled again if not ``recursive``.
+    """
+    disable: Any = torch.compiler.disable
+    options: dict[str, Any] = {"recursive": recursive}
+    if "reason" in inspect.signature(disable).parameters:  # torch >= 2.8
+        options["reason"] = (
+            "SLA attention runs outside compiled graphs; compile without fullgraph=True "
+            "while sla_ckpt is on"
+        )
+    return disable(function, **options)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,18 +210,7 @@ def _make_attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             _scopes.reset(token)
 
     # Dynamo must not trace into this: which session is active is known only when it runs.
-    return _run_outside_graphs(scaled_dot_product_attention)
-
-
-def _run_outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    disable: Any = torch.compiler.disable
-    if "reason" not in inspect.signature(disable).parameters:  # torch < 2.8
-        return disable(function)  # type: ignore[no-any-return]
-    return disable(  # type: ignore[no-any-return]
-        function,
-        reason="SLA attention runs outside compiled graphs; compile without fullgraph=True "
-        "while sla_ckpt is on",
-    )
+    return run_outside_graphs(scaled_dot_product_attention)
 
 
 def _make_checkpoint_function(original: Any) -> Any:

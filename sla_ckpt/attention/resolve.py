@@ -6,7 +6,7 @@ import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -200,6 +200,8 @@ def _read_repository(repo: str, revision: str | None) -> SLAState:
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import hf_hub_download
 
+    # OSError and the HTTP library's own base error, whichever library the client uses.
+    transport_errors: Any = hub_errors.HfHubHTTPError.__bases__
     files: dict[str, Path] = {}
     for name in (STATE_FILE, TWIN_FILE):
         try:
@@ -221,8 +223,7 @@ def _read_repository(repo: str, revision: str | None) -> SLAState:
             ) from error
         except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError) as error:
             raise _not_found(repo, revision, error) from error
-        # The bases are OSError and the transport's own error, whichever httpx the client uses.
-        except hub_errors.HfHubHTTPError.__bases__ as error:
+        except transport_errors as error:
             raise HubError(
                 f"cannot download from {repo}: {_first_line(error)}",
                 hint="try again later",

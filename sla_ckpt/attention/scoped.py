@@ -11,16 +11,17 @@ backward calls the block, not the model.
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
 import functools
 import threading
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
 from torch import nn
 
-from sla_ckpt.attention.patch import is_active, scope
+from sla_ckpt.attention.patch import is_active, run_outside_graphs, scope
 from sla_ckpt.attention.session import SLASession
 
 _sessions: WeakKeyDictionary[nn.Module, SLASession] = WeakKeyDictionary()
@@ -84,24 +85,49 @@ class _Scoped:
     """Marks the classes made here."""
 
 
+@run_outside_graphs
+def _enter(module: nn.Module) -> contextlib.AbstractContextManager[None] | None:
+    session = _sessions.get(module)
+    if session is None or is_active(session):
+        return None
+    entered = scope(session)
+    entered.__enter__()
+    return entered
+
+
+@run_outside_graphs
+def _leave(entered: contextlib.AbstractContextManager[None]) -> None:
+    entered.__exit__(None, None, None)
+
+
+@run_outside_graphs
+def _warn_if_unused(module: nn.Module) -> None:
+    session = _sessions.get(module)
+    if session is not None and module in _models:
+        session.warn_if_unused(stacklevel=3)
+
+
 @functools.cache
 def _scoped_class(base: Any) -> type[nn.Module]:
     # Not traced: the scope must be entered when the code runs, not when it is compiled.
-    @functools.partial(torch.compiler.disable, recursive=False)
+    @functools.partial(run_outside_graphs, recursive=False)
     def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        session = _sessions.get(self)
-        if session is None or is_active(session):
+        entered = _enter(self)
+        if entered is None:
             return base.__call__(self, *args, **kwargs)
-        with scope(session):
+        try:
             result = base.__call__(self, *args, **kwargs)
-        if self in _models:
-            session.warn_if_unused(stacklevel=2)
+        finally:
+            _leave(entered)
+        _warn_if_unused(self)
         return result
 
     def __reduce_ex__(self: nn.Module, protocol: Any) -> Any:
         reduced: Any = base.__reduce_ex__(self, protocol)
         function, arguments, *rest = reduced
         plain = tuple(base if argument is scoped else argument for argument in arguments)
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]
+            function = base.__new__  # pickle insists that __newobj__ gets the object's own class
         return (base if function is scoped else function, plain, *rest)
 
     scoped: type[nn.Module] = type(
