@@ -13,9 +13,9 @@ The loop that every user of an adapter runs::
         t = adapter.sample_timesteps(config, batch, generator)            # [B] in (0, 1)
         noise = torch.randn(batch.latents.shape, generator=generator)
         noisy, target = adapter.add_noise(batch.latents, noise, t)        # float32
-        with adapter.running(model):
+        with adapter.running(model):                      # around backward as well
             output = model(**adapter.make_inputs(model, batch, noisy.to(dtype), t))
-        loss = mse(adapter.read_prediction(output, batch).float(), target)
+            mse(adapter.read_prediction(output, batch).float(), target).backward()
 
 Conventions:
 
@@ -238,7 +238,10 @@ class FamilyAdapter(Protocol):
         """The prediction in the shape of the target, from what forward() returned."""
 
     def running(self, model: Any) -> AbstractContextManager[None]:
-        """Context in which the model must run to attend as it did in training."""
+        """Context in which the model must run, forward and backward, to attend as in training.
+
+        Backward too, because gradient checkpointing runs the forward again there.
+        """
 
 
 @dataclass(frozen=True)

@@ -103,12 +103,14 @@ class Noising:
         shift: Flow only: t ← s·t / (1 + (s − 1)·t), more noise for s > 1.
         dynamic_shift: Flow only: ((tokens, log s), (tokens, log s)); overrides ``shift`` with
             s = exp of the line through both points, which is how larger images get more noise.
+        latents_per_token: Latent positions in one token, for ``dynamic_shift``.
     """
 
     objective: Objective = "flow"
     schedule: BetaSchedule = BetaSchedule()
     shift: float = 3.0
     dynamic_shift: tuple[tuple[int, float], tuple[int, float]] | None = None
+    latents_per_token: int = 4
 
     def sample(self, count: int, latent_positions: int, generator: torch.Generator) -> Tensor:
         """Draw noise levels [count], float32 in (0, 1).
@@ -122,7 +124,7 @@ class Noising:
         if self.objective != "flow":
             return uniform.clamp(0.5 / STEPS, 1 - 0.5 / STEPS).float()
         level: Tensor = torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)).sigmoid()
-        shift = self.shift_at(latent_positions // 4)
+        shift = self.shift_at(latent_positions // self.latents_per_token)
         shifted: Tensor = shift * level / (1 + (shift - 1) * level)
         return shifted.float()
 

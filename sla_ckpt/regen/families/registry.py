@@ -26,7 +26,26 @@ ENTRY_POINT_GROUP = "sla_ckpt.families"
 GUIDE = "docs/adding-a-family.md"
 
 # Modules of this package; each has a tuple ADAPTERS.
-_MODULES: tuple[str, ...] = ()
+_MODULES: tuple[str, ...] = (
+    "auraflow",
+    "cogvideox",
+    "cosmos",
+    "flux",
+    "flux2",
+    "hidream",
+    "hunyuan_video",
+    "kandinsky5",
+    "ltx",
+    "ltx2",
+    "lumina2",
+    "pixart",
+    "qwen_image",
+    "sana",
+    "sd3",
+    "unet",
+    "wan",
+    "z_image",
+)
 
 
 def adapter_for(
