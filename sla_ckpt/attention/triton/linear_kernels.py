@@ -1,0 +1,255 @@
+"""Kernels of the linear branch: sums over the keys, the folded projection, and their gradients.
+
+With φ the feature map and s = Σ φ(k), the branch is written as a weighted mean, which stays in
+range for float16 at any length:
+
+    p = φ(q) ∘ s / (ε + φ(q) · s),   M = (φ(k)ᵀ v) / s,   o_l = p M,   proj_l(o_l) = p (M Wᵀ) + b
+
+M and M Wᵀ are [D, D] per head, so the projection costs nothing per token.
+"""
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
+
+import triton
+import triton.language as tl
+
+from sla_ckpt.attention.triton.tiles import feature, linear_weights, load_square, load_tile
+
+
+@triton.jit
+def key_sums_kernel(
+    K,
+    V,
+    POOLED,
+    KV_PARTS,
+    K_SUM_PARTS,
+    k_stride_b,
+    k_stride_h,
+    k_stride_l,
+    v_stride_b,
+    v_stride_h,
+    v_stride_l,
+    H,
+    L,
+    N_BLOCKS,
+    BLOCKS_PER_PART,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE_V: tl.constexpr,
+    FEATURE: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """Block means of k, and Σ φ(k) and φ(k)ᵀ v of one part. Grid: (parts, B * H, D / TILE_V)."""
+    part, bh, column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
+    k_base = K + b * k_stride_b + h * k_stride_h
+    v_base = V + b * v_stride_b + h * v_stride_h
+    rows = tl.arange(0, BLOCK)
+    cols = tl.arange(0, DP)
+    v_cols = column * TILE_V + tl.arange(0, TILE_V)
+    k_sum = tl.zeros([DP], tl.float32)
+    kv = tl.zeros([DP, TILE_V], tl.float32)
+    first = part * BLOCKS_PER_PART
+    for step in range(tl.minimum(BLOCKS_PER_PART, N_BLOCKS - first)):
+        block = first + step
+        start = block.to(tl.int64) * BLOCK
+        length = tl.minimum(L - block * BLOCK, BLOCK)
+        k = load_tile(k_base + start * k_stride_l, k_stride_l, rows, length, cols, D, EVEN)
+        v_rows = v_base + start * v_stride_l + rows[:, None] * v_stride_l + v_cols[None, :]
+        v = tl.load(v_rows, mask=(rows[:, None] < length) & (v_cols[None, :] < D), other=0.0)
+        x = k.to(tl.float32)
+        phi = feature(x, cols, D, FEATURE)
+        if not EVEN:
+            phi = tl.where(rows[:, None] < length, phi, 0.0)
+        k_sum += tl.sum(phi, 0)
+        kv = tl.dot(tl.trans(phi.to(k.dtype)), v, kv)
+        if column == 0:
+            mean = tl.sum(x, 0) / length.to(tl.float32)
+            out = POOLED + (bh.to(tl.int64) * N_BLOCKS + block) * D + cols
+            tl.store(out, mean, mask=cols < D)
+    index = bh.to(tl.int64) * tl.num_programs(0) + part
+    out = KV_PARTS + index * D * D + cols[:, None] * D + v_cols[None, :]
+    tl.store(out, kv, mask=(cols[:, None] < D) & (v_cols[None, :] < D))
+    if column == 0:
+        tl.store(K_SUM_PARTS + index * D + cols, k_sum, mask=cols < D)
+
+
+@triton.jit
+def fold_kernel(
+    KV_PARTS,
+    K_SUM_PARTS,
+    WEIGHT,
+    MEANS,
+    K_SUM,
+    FOLDED,
+    PARTS,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Add the parts up; M = KV / s and M Wᵀ. Grid: (D / ROWS, B * H)."""
+    bh = tl.program_id(1).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.arange(0, DP)
+    inside = (rows[:, None] < D) & (cols[None, :] < D)
+    kv = tl.zeros([ROWS, DP], tl.float32)
+    k_sum = tl.zeros([ROWS], tl.float32)
+    for part in range(PARTS):
+        index = bh * PARTS + part
+        kv += tl.load(
+            KV_PARTS + index * D * D + rows[:, None] * D + cols[None, :], mask=inside, other=0.0
+        )
+        k_sum += tl.load(K_SUM_PARTS + index * D + rows, mask=rows < D, other=0.0)
+    # A relu feature that no key has contributes nothing anywhere.
+    means = kv * 1.0 / tl.where(k_sum > 0, k_sum, float("inf"))[:, None]
+    tl.store(MEANS + bh * D * D + rows[:, None] * D + cols[None, :], means, mask=inside)
+    for start in range(0, D, CHUNK):
+        outs = start + tl.arange(0, CHUNK)
+        weight = load_tile(WEIGHT, D, outs, D, cols, D, False)
+        folded = tl.dot(means, tl.trans(weight), input_precision="tf32x3")
+        out = FOLDED + bh * D * D + rows[:, None] * D + outs[None, :]
+        is_real = (rows[:, None] < D) & (outs[None, :] < D)
+        tl.store(out, folded.to(FOLDED.dtype.element_ty), mask=is_real)
+    tl.store(K_SUM + bh * D + rows, k_sum, mask=rows < D)
+
+
+@triton.jit
+def query_sums_kernel(
+    Q,
+    G,
+    O_SPARSE,
+    K_SUM,
+    FOLDED,
+    DELTA,
+    A_PARTS,
+    D_K_SUM_PARTS,
+    D_BIAS_PARTS,
+    q_stride_b,
+    q_stride_h,
+    q_stride_l,
+    g_stride_b,
+    g_stride_h,
+    g_stride_l,
+    o_stride_b,
+    o_stride_h,
+    o_stride_l,
+    H,
+    L,
+    TILES_PER_PART,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    TILE: tl.constexpr,
+    TILE_G: tl.constexpr,
+    FEATURE: tl.constexpr,
+    LINEAR: tl.constexpr,
+    EVEN: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """Sums over the queries that the backward needs. Grid: (parts, B * H, D / TILE_G).
+
+    DELTA = Σ_d g ∘ o_s per query; and, for the linear branch, A = Σ pᵀ g (the gradient of M Wᵀ),
+    the gradient of s through p, and that of the bias.
+    """
+    part, bh, column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
+    q_base = Q + b * q_stride_b + h * q_stride_h
+    g_base = G + b * g_stride_b + h * g_stride_h
+    o_base = O_SPARSE + b * o_stride_b + h * o_stride_h
+    rows = tl.arange(0, TILE)
+    cols = tl.arange(0, DP)
+    g_cols = column * TILE_G + tl.arange(0, TILE_G)
+    if LINEAR:
+        k_sum = tl.load(K_SUM + bh.to(tl.int64) * D + cols, mask=cols < D, other=0.0)
+        folded = load_square(FOLDED + bh.to(tl.int64) * D * D, cols, D)
+        a = tl.zeros([DP, TILE_G], tl.float32)
+        d_k_sum = tl.zeros([DP], tl.float32)
+        d_bias = tl.zeros([DP], tl.float32)
+    first = part * TILES_PER_PART
+    for step in range(tl.minimum(TILES_PER_PART, tl.cdiv(L, TILE) - first)):
+        tile = first + step
+        start = tile.to(tl.int64) * TILE
+        length = tl.minimum(L - tile * TILE, TILE)
+        g = load_tile(g_base + start * g_stride_l, g_stride_l, rows, length, cols, D, EVEN)
+        if column == 0:
+            o = load_tile(o_base + start * o_stride_l, o_stride_l, rows, length, cols, D, EVEN)
+            delta = tl.sum(g.to(tl.float32) * o.to(tl.float32), 1)
+            tl.store(DELTA + bh.to(tl.int64) * L + start + rows, delta, mask=rows < length)
+        if LINEAR:
+            q = load_tile(q_base + start * q_stride_l, q_stride_l, rows, length, cols, D, EVEN)
+            phi = feature(q.to(tl.float32), cols, D, FEATURE)
+            p, denominator = linear_weights(phi, k_sum, EPS)
+            if TILE_G == DP:
+                a = tl.dot(tl.trans(p.to(q.dtype)), g, a)
+            else:
+                g_part = tl.load(
+                    g_base + start * g_stride_l + rows[:, None] * g_stride_l + g_cols[None, :],
+                    mask=(rows[:, None] < length) & (g_cols[None, :] < D),
+                    other=0.0,
+                )
+                a = tl.dot(tl.trans(p.to(q.dtype)), g_part, a)
+            if column == 0:
+                d_p = tl.dot(g, tl.trans(folded))
+                d_weighted = (d_p - tl.sum(p * d_p, 1)[:, None]) / denominator[:, None]
+                d_k_sum += tl.sum(d_weighted * phi, 0)
+                d_bias += tl.sum(g.to(tl.float32), 0)
+    if LINEAR:
+        index = bh.to(tl.int64) * tl.num_programs(0) + part
+        out = A_PARTS + index * D * D + cols[:, None] * D + g_cols[None, :]
+        tl.store(out, a, mask=(cols[:, None] < D) & (g_cols[None, :] < D))
+        if column == 0:
+            tl.store(D_K_SUM_PARTS + index * D + cols, d_k_sum, mask=cols < D)
+            tl.store(D_BIAS_PARTS + index * D + cols, d_bias, mask=cols < D)
+
+
+@triton.jit
+def fold_backward_kernel(
+    A_PARTS,
+    D_K_SUM_PARTS,
+    D_BIAS_PARTS,
+    WEIGHT,
+    MEANS,
+    K_SUM,
+    A,
+    D_MEANS,
+    D_K_SUM,
+    D_BIAS,
+    PARTS,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Add the parts up; gradients of M, s and (per head) of the bias. Grid: (D / ROWS, B * H)."""
+    bh = tl.program_id(1).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.arange(0, DP)
+    inside = (rows[:, None] < D) & (cols[None, :] < D)
+    a = tl.zeros([ROWS, DP], tl.float32)
+    d_k_sum = tl.zeros([ROWS], tl.float32)
+    d_bias = tl.zeros([ROWS], tl.float32)
+    for part in range(PARTS):
+        index = bh * PARTS + part
+        a += tl.load(
+            A_PARTS + index * D * D + rows[:, None] * D + cols[None, :], mask=inside, other=0.0
+        )
+        d_k_sum += tl.load(D_K_SUM_PARTS + index * D + rows, mask=rows < D, other=0.0)
+        d_bias += tl.load(D_BIAS_PARTS + index * D + rows, mask=rows < D, other=0.0)
+    tl.store(A + bh * D * D + rows[:, None] * D + cols[None, :], a, mask=inside)
+    k_sum = tl.load(K_SUM + bh * D + rows, mask=rows < D, other=0.0)
+    inverse = 1.0 / tl.where(k_sum > 0, k_sum, float("inf"))
+    for start in range(0, D, CHUNK):
+        outs = start + tl.arange(0, CHUNK)
+        is_real = (rows[:, None] < D) & (outs[None, :] < D)
+        weight = tl.load(
+            WEIGHT + cols[:, None] * D + outs[None, :],
+            mask=(cols[:, None] < D) & (outs[None, :] < D),
+            other=0.0,
+        )
+        d_means = tl.dot(a, weight, input_precision="tf32x3")
+        out = bh * D * D + rows[:, None] * D + outs[None, :]
+        means = tl.load(MEANS + out, mask=is_real, other=0.0)
+        d_k_sum -= tl.sum(d_means * means, 1) * inverse
+        tl.store(D_MEANS + out, d_means.to(D_MEANS.dtype.element_ty), mask=is_real)
+    tl.store(D_K_SUM + bh * D + rows, d_k_sum, mask=rows < D)
+    tl.store(D_BIAS + bh * D + rows, d_bias, mask=rows < D)
