@@ -123,6 +123,12 @@ def _masked(note: str, *, unmasked_in: Trainer | None = None) -> _Rule:
     return rule
 
 
+def _hunyuan_1_5(reader: ConfigReader, trainer: Trainer) -> ExpectedPairs:
+    head_dim = reader.quotient("hidden_size", "heads_num")
+    note = "masked when a caption in the batch is padded"
+    return ExpectedPairs(reader.class_name, (head_dim,), note=note)
+
+
 def _ltx2(reader: ConfigReader, trainer: Trainer) -> ExpectedPairs:
     dims = {reader.head_dim(), reader.head_dim("audio_attention_head_dim")}
     note = "video and audio streams have their own head_dim"
@@ -194,6 +200,8 @@ _RULES: Mapping[str, _Rule] = MappingProxyType(
             "SimpleTuner drops a mask that hides nothing, diffusers keeps it",
             unmasked_in="simpletuner",
         ),
+        # SimpleTuner's own class before it took diffusers' over.
+        "HunyuanVideo_1_5_DiffusionTransformer": _hunyuan_1_5,
         "LTXVideoTransformer3DModel": _always(),
         "LTX2VideoTransformer3DModel": _ltx2,
         "CogVideoXTransformer3DModel": _always(),
