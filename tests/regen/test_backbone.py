@@ -11,11 +11,11 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CONFIGS, FLUX, hashes, make_model, save_checkpoint
 
 from sla_ckpt.errors import FormatError, RegenError
 from sla_ckpt.regen.backbone import load_backbone
 from sla_ckpt.regen.streaming import FileTensor, plan_chunks
+from tests.regen.tiny_models import CONFIGS, FLUX, hashes, make_model, save_checkpoint
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

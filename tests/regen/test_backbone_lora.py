@@ -14,12 +14,12 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from peft.utils.warning import PeftWarning
 from safetensors.torch import save_file
-from tiny_models import CONFIGS, FLUX, hashes, make_model
 
 from sla_ckpt.errors import RegenError
 from sla_ckpt.regen.backbone import load_backbone
 from sla_ckpt.regen.backbone_files import LORA_FILE
 from sla_ckpt.regen.lora import read_lora
+from tests.regen.tiny_models import CONFIGS, FLUX, hashes, make_model
 
 INPUTS = {
     "hidden_states": torch.linspace(-1, 1, 24).reshape(1, 6, 4),
