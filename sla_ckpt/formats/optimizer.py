@@ -83,10 +83,11 @@ class OptimizerStructure:
 
     def _moment_shape(self, param: int) -> tuple[int, ...] | None:
         """The shape of a parameter's per-element state; None if it has none."""
-        shapes = self.state_shapes.get(param, {})
-        return shapes.get("exp_avg") or max(
-            (shape for shape in shapes.values() if shape), key=len, default=None
-        )
+        shapes = [shape for shape in self.state_shapes.get(param, {}).values() if shape]
+        rank = max((len(shape) for shape in shapes), default=0)
+        # Adafactor keeps a (d, 1) and a (1, d) in place of a (d, d).
+        sides = zip(*(shape for shape in shapes if len(shape) == rank), strict=True)
+        return tuple(max(side) for side in sides) if rank else None
 
 
 def read_optimizer(

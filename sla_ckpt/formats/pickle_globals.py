@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Iterator
 
-_MAX_OPCODES = 2_000_000
+_MAX_OPCODES = 300_000
 _MAX_SCAN_BYTES = 16 << 20
 _STRINGS = frozenset({"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"})
 _KEEPS_STRINGS = frozenset({"MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"})

@@ -141,15 +141,11 @@ def _header_length(head: bytes, size: int, name: str) -> int:
 
 def _parse(raw: bytes, name: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(
-                key
-                for index, key in enumerate(keys)
-                if key in result and result.pop(key) is not None and key in keys[index + 1 :]
-            )
-            raise _fault(name, f"has a header that names {twice!r} twice", "header")
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise _fault(name, f"has a header that names {key!r} twice", "header")
+            result[key] = value
         return result
 
     try:

@@ -80,8 +80,14 @@ def lfs_pointer(head: bytes) -> tuple[str, int] | None:
 
 
 _WHAT = {
-    "zip": ("a zip archive", None),
-    "empty-zip": ("an empty zip archive", None),
+    "zip": (
+        "a zip archive, as torch.save writes",
+        "rename it to .pt if it is a state; `sla-ckpt migrate` can read it",
+    ),
+    "empty-zip": (
+        "an empty zip archive",
+        "take the state of an earlier checkpoint, or run: sla-ckpt regen",
+    ),
     "safetensors": (
         "a safetensors file",
         "if it is the twin, rename it to .safetensors; `sla-ckpt migrate` can read it",

@@ -127,23 +127,16 @@ def _unordered_set(names: Iterable[str]) -> list[str]:
     order: list[tuple[int, str]] = []
     size = _BUCKETS[0]
     for count, name in enumerate(names, start=1):
-        if count > size or size == 1:
+        if count > size or count == 1:
             size = next(bucket for bucket in _BUCKETS[1:] if bucket >= count)
-            order = _rehashed(order, size)
+            moved, order = order, []
+            for item in moved:
+                _insert(order, item, size)
         _insert(order, (_libstdcxx_hash(name.encode()), name), size)
     return [name for _, name in order]
 
 
 def _insert(order: list[tuple[int, str]], item: tuple[int, str], size: int) -> None:
     """At the front of its bucket's run, or of the whole list when the bucket is empty."""
-    place = (p for p, (value, _) in enumerate(order) if value % size == item[0] % size)
-    order.insert(next(place, 0), item)
-
-
-def _rehashed(order: list[tuple[int, str]], size: int) -> list[tuple[int, str]]:
-    result: list[tuple[int, str]] = []
-    for item in order:
-        same = [p for p, (value, _) in enumerate(result) if value % size == item[0] % size]
-        # Unlike a fresh insertion, a moved element goes behind the first of its bucket's run.
-        result.insert(same[0] + 1 if same else 0, item)
-    return result
+    same = (place for place, (value, _) in enumerate(order) if value % size == item[0] % size)
+    order.insert(next(same, 0), item)

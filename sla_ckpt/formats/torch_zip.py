@@ -32,6 +32,8 @@ _UNFOLD = 10
 _STATE_PICKLE = 4 << 20
 _SMALL_ENTRY = 256
 _TORCH_VERSIONS = range(1, 11)
+_VERSIONS = (".data/version", "version")
+_CONSTANTS = ("byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 
 
 @dataclass(frozen=True)
@@ -169,25 +171,28 @@ def _prefix(index: ZipIndex) -> str:
 
 
 def _check_constants(index: ZipIndex, prefix: str) -> None:
-    """Byte order and version: the entries that decide how torch reads the rest."""
+    """The small entries that torch reads beside the pickle, and what they may say."""
     source = index.source
-    byteorder = f"{prefix}/byteorder"
-    if byteorder in index.entries:
-        order = index.read(byteorder, limit=_SMALL_ENTRY)
-        if order != b"little":
-            raise _fault(
-                source,
-                f"its byte order is {order[:16]!r}, only little is read",
-                "byteorder",
-                "save it again on a little-endian machine",
-            )
-    for name in (f"{prefix}/.data/version", f"{prefix}/version"):
-        if name in index.entries:
-            text = index.read(name, limit=_SMALL_ENTRY).strip()
-            if not text.isdigit() or len(text) > 4 or int(text) not in _TORCH_VERSIONS:
-                raise _fault(source, f"archive version {text[:16]!r} is not known", "zip")
-            return
-    raise _fault(source, "the archive has no version entry, as torch needs", "zip")
+    constants = {
+        name: index.read(f"{prefix}/{name}", limit=_SMALL_ENTRY)
+        for name in (*_VERSIONS, *_CONSTANTS)
+        if f"{prefix}/{name}" in index.entries
+    }
+    if constants.get("byteorder", b"little") != b"little":
+        raise _fault(
+            source,
+            f"its byte order is {constants['byteorder'][:16]!r}, only little is read",
+            "byteorder",
+            "save it again on a little-endian machine",
+        )
+    versions = [constants[name].strip() for name in _VERSIONS if name in constants]
+    if not versions:
+        raise _fault(source, "the archive has no version entry, as torch needs", "zip")
+    for version in versions:
+        if not version.isdigit() or len(version) > 4 or int(version) not in _TORCH_VERSIONS:
+            raise _fault(source, f"archive version {version[:16]!r} is not known", "zip")
+    if not all(value.strip().isalnum() for value in constants.values()):
+        raise _fault(source, "the archive has a malformed entry beside its pickle", "zip")
 
 
 def _check_pickle_ratio(index: ZipIndex, name: str, limit: int) -> None:

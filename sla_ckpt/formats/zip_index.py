@@ -29,6 +29,7 @@ _END64_MAGIC, _END64_LOCATOR_MAGIC = b"PK\x06\x06", b"PK\x06\x07"
 
 _STORED, _DEFLATED = 0, 8
 _FLAG_ENCRYPTED, _FLAG_DESCRIPTOR, _FLAG_STRONG, _FLAG_MASKED = 1, 8, 1 << 6, 1 << 13
+_DIRECTORY_BIT = 0x10
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 #: miniz looks this far back for the end record, so nothing behind it can be a torch file.
@@ -227,7 +228,7 @@ def _read_end64(
 ) -> tuple[int, int, int, int, int]:
     """The zip64 end record, which must agree with the short one where that is not full."""
     _, disk, position, disks = _END64_LOCATOR.unpack(locator)
-    if disk != 0 or disks > 1 or position + _END64.size != locator_start:
+    if disk != 0 or disks != 1 or position + _END64.size != locator_start:
         raise _fault(source, "the zip64 end record is not where it must be", "ambiguous-zip")
     record = _END64.unpack(source.exactly(position, _END64.size))
     magic, record_size, _, _, this_disk, first_disk, here, count, size, start = record
@@ -249,7 +250,7 @@ def _read_entry(
         raise _fault(source, "the central directory is cut off", "truncated")
     fields = _CENTRAL.unpack_from(directory, position)
     magic, _, _, flags, method, _, _, crc, compressed, size = fields[:10]
-    name_length, extra_length, comment_length, disk, _, _, start = fields[10:]
+    name_length, extra_length, comment_length, disk, _, attributes, start = fields[10:]
     end = position + _CENTRAL.size + name_length + extra_length + comment_length
     if magic != _CENTRAL_MAGIC or end > len(directory):
         raise _fault(source, "the central directory is malformed", "zip")
@@ -261,6 +262,11 @@ def _read_entry(
     if disk != 0:
         raise _fault(source, f"entry {name!r} is on another disk", "zip")
     _check_method(source, name, flags, method, compressed, size)
+    if (attributes & _DIRECTORY_BIT or name.endswith("/")) and not (
+        name.endswith("/") and not size
+    ):
+        # miniz leaves the buffer of such an entry unfilled: torch would load random memory.
+        raise _fault(source, f"entry {name!r} is marked as a directory", "ambiguous-zip")
     data_start = _check_local(
         source, name, raw_name, start, directory_start, (flags, method, crc, compressed, size)
     )
