@@ -106,12 +106,11 @@ def test_the_state_comes_back_out_unchanged(flux: nn.Module) -> None:
     assert session.to_state().origin == state.origin
 
 
-def test_a_model_that_only_runs_dense_is_warned_about(flux: nn.Module) -> None:
+def test_a_model_that_only_runs_dense_is_warned_about() -> None:
     model = make_model("flux", dtype=torch.float32)
+    inputs = {name: value.float() for name, value in TINY_MODELS["flux"].inputs().items()}
     with pytest.warns(SLAUnusedWarning, match="dtype × 2"), use_sla(state_for("flux")):
-        with torch.no_grad():
-            inputs = TINY_MODELS["flux"].inputs()
-            model(**{k: v.float() for k, v in inputs.items()})
+        model(**inputs)
 
 
 def test_sla_is_undone_after_an_exception(flux: nn.Module) -> None:
@@ -344,9 +343,12 @@ def test_float32_queries_under_autocast_stay_dense_as_in_training() -> None:
     q, k, v = qkv(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16), without_sla():
         expected = F.scaled_dot_product_attention(q, k, v)
-    with pytest.warns(SLAUnusedWarning), use_sla(make_state("16:bf16")) as session:
-        with torch.autocast("cpu", torch.bfloat16):
-            got = F.scaled_dot_product_attention(q, k, v)
+    with (
+        pytest.warns(SLAUnusedWarning),
+        use_sla(make_state("16:bf16")) as session,
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        got = F.scaled_dot_product_attention(q, k, v)
     assert torch.equal(got, expected)
     assert dict(session.stats.dense_calls) == {"dtype": 1}
 
