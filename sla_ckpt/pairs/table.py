@@ -200,7 +200,7 @@ _RULES: Mapping[str, _Rule] = MappingProxyType(
             "SimpleTuner drops a mask that hides nothing, diffusers keeps it",
             unmasked_in="simpletuner",
         ),
-        # SimpleTuner's own class before it took diffusers' over.
+        # SimpleTuner 3.1's own class of the same model.
         "HunyuanVideo_1_5_DiffusionTransformer": _hunyuan_1_5,
         "LTXVideoTransformer3DModel": _always(),
         "LTX2VideoTransformer3DModel": _ltx2,

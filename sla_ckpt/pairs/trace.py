@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 InputMaker = Callable[[Mapping[str, Any], "torch.device", "torch.dtype"], dict[str, Any]]
 
 _TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+# What models raise for configs and inputs that do not fit them.
+_MODEL_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 _TEXT_TOKENS = 16
 _DEFAULT_TOKENS = 16
 # Config entries that count layers of one kind; layers of a kind all attend alike.
@@ -128,12 +130,12 @@ def trace_pairs(
     try:
         calls = _run(cls, config, maker, torch.device("meta"), torch_dtype)
         return TracedPairs(class_name, "meta", calls)
-    except (RuntimeError, NotImplementedError):
-        # Values are needed; what goes wrong for another reason goes wrong again below.
+    except _MODEL_ERRORS:
+        # Mostly because values are needed; what goes wrong for another reason does so again below.
         pass
     try:
         calls = _run(cls, _shallow(config), maker, torch.device("cpu"), torch_dtype)
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+    except _MODEL_ERRORS as error:
         raise UsageError(
             f"a {class_name} of this config does not run: {type(error).__name__}: {error}",
             hint="check config.json, or name the pairs: --expect 128:bf16",

@@ -64,15 +64,16 @@ class QwenImageAdapter(BaseAdapter):
 
     def make_inputs(self, model: Any, batch: Batch, noisy: Tensor, t: Tensor) -> dict[str, Any]:
         rows, columns = noisy.shape[-2] // 2, noisy.shape[-1] // 2
-        guided = model_config(model).get("guidance_embeds")
-        return {
+        inputs: dict[str, Any] = {
             "hidden_states": pack_2x2(noisy),
             "encoder_hidden_states": as_input(batch, "prompt_embeds", noisy),
             "encoder_hidden_states_mask": None,
             "timestep": t.float(),
             "img_shapes": [[(1, rows, columns)]] * len(batch),
-            "guidance": torch.ones(len(batch), device=noisy.device) if guided else None,
         }
+        if model_config(model).get("guidance_embeds"):
+            inputs["guidance"] = torch.ones(len(batch), device=noisy.device)
+        return inputs
 
     def read_prediction(self, model_output: Any, batch: Batch) -> Tensor:
         rows, columns = batch.latents.shape[-2:]
