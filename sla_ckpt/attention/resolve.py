@@ -154,7 +154,12 @@ def _variant(state: SLAState, given: str | None, label: str) -> str:
 
 
 def _read(target: str | Path) -> SLAState:
-    path = Path(target).expanduser()
+    try:
+        path = Path(target).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise TargetNotFoundError(
+            f"no such file or folder: {target}", hint="check the path", path=str(target)
+        ) from error
     match = _REPO_ID.fullmatch(str(target))
     is_repo = isinstance(target, str) and match is not None and not path.exists()
     if is_repo and match is not None:
