@@ -1,0 +1,66 @@
+"""Dense attention and SLA's two branches for one call, as calibration needs them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sla_ckpt.attention.inject import without_sla
+from sla_ckpt.attention.module import SparseLinearAttention
+from sla_ckpt.attention.reference import DENOMINATOR_EPS, feature
+from sla_ckpt.errors import RegenError
+from sla_ckpt.regen.statistics import Branches
+from sla_ckpt.state import PairKey, SLASettings
+
+
+def make_branches(settings: SLASettings, variant: str, kernel: str) -> Branches:
+    """(pair, q, k, v) -> (o_dense, o_s, o_l) for :class:`~sla_ckpt.regen.statistics.Collector`.
+
+    The sparse branch is what the kernel in use computes with a zero projection, so that what is
+    calibrated is what will run.
+    """
+    modules: dict[tuple[PairKey, torch.device], SparseLinearAttention] = {}
+
+    def branches(key: PairKey, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        require_blocks(settings, k.shape[-2])
+        place = (key, q.device)
+        if place not in modules:
+            modules[place] = SparseLinearAttention.from_settings(
+                key.head_dim, settings, variant=variant, kernel=kernel
+            ).to(q.device)
+        module = modules[place]
+        with without_sla():
+            dense = F.scaled_dot_product_attention(q, k, v)
+        if variant != "main":
+            return dense, *module.branches(q, k, v)
+        return dense, module(q, k, v), linear_branch(q, k, v, settings.feature_map)
+
+    return branches
+
+
+def linear_branch(q: Tensor, k: Tensor, v: Tensor, feature_map: str) -> Tensor:
+    """o_l over all keys in float32, [B, H, L, D]; linear in L."""
+    phi_q, phi_k = feature(q.float(), feature_map), feature(k.float(), feature_map)
+    with torch.autocast(q.device.type, enabled=False):
+        numerator = phi_q @ (phi_k.transpose(-1, -2) @ v.float())
+        denominator = phi_q @ phi_k.sum(-2).unsqueeze(-1)
+    return numerator / (DENOMINATOR_EPS + denominator)
+
+
+def require_blocks(settings: SLASettings, length: int) -> None:
+    """Refuse a length at which the trainer's kernel keeps no key block and returns NaN.
+
+    Raises:
+        RegenError: Names the smallest length that works.
+    """
+    blocks = -(-length // settings.blkk)
+    if int(settings.topk * blocks) >= 1:
+        return
+    needed = next(n for n in range(1, 1 << 20) if int(settings.topk * n) >= 1)
+    raise RegenError(
+        f"topk {settings.topk} keeps none of the {blocks} key blocks of {length} tokens: "
+        "the trainer's kernel returns NaN at this size",
+        hint=f"use a size of at least {(needed - 1) * settings.blkk + 1} tokens (--tokens), "
+        "or a larger --topk",
+    )

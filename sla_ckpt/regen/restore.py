@@ -1,0 +1,283 @@
+"""From a model and samples to the best projections: calibrate, train, judge.
+
+This is regeneration without files: what ``regenerate`` runs between loading and writing, and
+what the benchmarks run on models of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from sla_ckpt.attention.inject import use_sla
+from sla_ckpt.errors import RegenError
+from sla_ckpt.regen import projections as proj
+from sla_ckpt.regen.branches import make_branches
+from sla_ckpt.regen.budget import Budget
+from sla_ckpt.regen.distributed import Group
+from sla_ckpt.regen.judge import Candidate, Verdict, judge
+from sla_ckpt.regen.progress import SILENT, Progress
+from sla_ckpt.regen.projections import Coordinates, Projections
+from sla_ckpt.regen.statistics import AttentionError, Collector, LayerMoments
+from sla_ckpt.regen.train import (
+    Runner,
+    Trained,
+    check_loss,
+    deterministic,
+    train_adamw,
+    train_lbfgs,
+)
+from sla_ckpt.regen.workload import Work, Workload
+from sla_ckpt.state import PairKey, SLASettings, SLAState
+
+Method = Literal["auto", "calibrate", "train"]
+OptimizerName = Literal["lbfgs", "adamw"]
+
+#: Damping of the training metric, as a share of the mean eigenvalue of E[x xᵀ].
+METRIC_RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to regenerate, apart from what with.
+
+    Attributes:
+        settings: SLA's settings.
+        dtype: Compute dtype, and so the dtype of the pairs.
+        variant: ``"main"`` or ``"sla-1"``.
+        kernel: As for :func:`sla_ckpt.attention.inject.use_sla`.
+        method: ``"calibrate"`` leaves training out, ``"train"`` the calibrated start.
+        optimizer: Of the training.
+        steps: Training steps.
+        lr: AdamW's.
+    """
+
+    settings: SLASettings = field(default_factory=SLASettings)
+    dtype: torch.dtype = torch.bfloat16
+    variant: str = "main"
+    kernel: str = "auto"
+    method: Method = "auto"
+    optimizer: OptimizerName = "lbfgs"
+    steps: int = 1
+    lr: float = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """What :func:`restore` found.
+
+    Attributes:
+        verdict: The judge's decision, with every candidate.
+        moments: Attention statistics of the calibration pass.
+        train_losses: Training loss of every evaluation, by name of the trained candidate.
+        seconds: Time of each stage.
+        calls: What happened to the attention calls of the calibration pass.
+    """
+
+    verdict: Verdict
+    moments: LayerMoments
+    train_losses: Mapping[str, tuple[float, ...]]
+    seconds: Mapping[str, float]
+    calls: str
+
+    def attention_errors(self, candidate: Candidate) -> Mapping[PairKey, AttentionError]:
+        """The attention error of each pair against dense attention."""
+        return {
+            pair: self.moments.error(pair, candidate.projections[pair])
+            for pair in self.moments.pairs
+        }
+
+
+def restore(
+    model: nn.Module,
+    work: Work,
+    plan: Plan,
+    budget: Budget,
+    *,
+    device: torch.device,
+    old: SLAState | None = None,
+    group: Group | None = None,
+    progress: Progress = SILENT,
+) -> Restored:
+    """Find the best projections for a frozen model.
+
+    Args:
+        model: The backbone, on its device and in eval mode.
+        work: What to train and to judge on.
+        plan: How.
+        budget: How much.
+        device: Where the inputs go.
+        old: What the checkpoint has now; None or missing pairs count as zero projections.
+        group: The processes that share the work.
+
+    Raises:
+        RegenError: No attention call goes sparse, no key block is kept, the loss is 0 or not
+            finite, proj_l does not change, memory runs out.
+        AttentionError: The settings or the kernel cannot run.
+    """
+    with (
+        deterministic(),
+        use_sla(
+            SLAState({}, plan.settings),
+            kernel=plan.kernel,
+            variant=plan.variant,
+            trainable=True,
+            missing="zero",
+        ) as session,
+    ):
+        runner = Runner(model, session, device, plan.dtype, group or Group())
+        return _Restoration(runner, work, plan, budget, old, progress).run()
+
+
+@dataclass
+class _Restoration:
+    """One run: the candidates so far and the time spent."""
+
+    runner: Runner
+    work: Work
+    plan: Plan
+    budget: Budget
+    old: SLAState | None
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    losses: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def run(self) -> Restored:
+        first = self.work.train(0)
+        with self._stage("calibrate", len(first.draws)):
+            moments = self._calibrate(first)
+        calls = self.runner.session.stats.summary()
+        zero = proj.zeros(moments.pairs)
+        present = self._present(zero)
+        starts = {"zero": zero}
+        if self.plan.method != "train":
+            starts["calibrated"] = {pair: moments.of(pair).solve() for pair in moments.pairs}
+        if present is not None:
+            starts["old"] = present
+        with self._stage("judge", len(starts) * len(self.work.judge.draws)):
+            for name, projections in starts.items():
+                self._add(name, projections)
+        if self.plan.method != "calibrate":
+            self._train(first, moments)
+        verdict = judge([self._with_presence(c) for c in self.candidates.values()])
+        return Restored(verdict, moments, self.losses, self.seconds, calls)
+
+    def _calibrate(self, workload: Workload) -> LayerMoments:
+        session, plan = self.runner.session, self.plan
+        collector = Collector(make_branches(plan.settings, plan.variant, plan.kernel))
+        session.observer = collector
+        try:
+            total = 0.0
+            for _, draw in self.runner.group.share(workload.draws):
+                collector.start_forward()
+                total += float(self.runner.forward(draw).sum())
+                self.progress.tick()
+        finally:
+            session.observer = None
+        moments = collector.collected(self.runner.group)
+        if not moments.pairs:
+            raise RegenError(
+                f"no attention call of this model goes sparse: {session.stats.summary()}",
+                hint="SLA takes fp16 and bf16 self-attention without a mask; see docs/regen.md",
+            )
+        session.materialise(moments.pairs)
+        total = float(self.runner.group.sum(torch.tensor(total)))
+        check_loss(total / workload.size)
+        return moments
+
+    def _present(self, zero: Projections) -> Projections | None:
+        """What the checkpoint has, for the pairs that this model uses; None if it has nothing."""
+        if self.old is None:
+            return None
+        held = {key: value for key, value in self.old.pairs.items() if key in zero}
+        known = proj.from_tensors(held)
+        if not known or not proj.is_finite(known):
+            return None
+        return {**zero, **known}
+
+    def _train(self, first: Workload, moments: LayerMoments) -> None:
+        ranked = sorted(self.candidates.values(), key=lambda c: c.loss)
+        for start in ranked[: self.budget.starts]:
+            if self.plan.optimizer == "adamw":
+                self._train_adamw(start)
+            else:
+                self._train_lbfgs(first, moments, start)
+
+    def _train_lbfgs(self, first: Workload, moments: LayerMoments, start: Candidate) -> None:
+        coordinates = Coordinates.of(moments, METRIC_RIDGE)
+        current = start.projections
+        for step in range(self.plan.steps):
+            workload = first if step == 0 else self.work.train(step)
+            with self._stage("train", self.budget.evaluations * len(workload.draws)):
+                trained = train_lbfgs(
+                    self.runner,
+                    workload,
+                    current,
+                    coordinates,
+                    max_evaluations=self.budget.evaluations,
+                    tick=self.progress.tick,
+                )
+            name = f"trained from {start.name}"
+            name = name if self.plan.steps == 1 else f"{name}, step {step + 1}"
+            self._add_trained(name, trained, current)
+            current = trained.iterates[-1] if trained.iterates else current
+
+    def _train_adamw(self, start: Candidate) -> None:
+        draws = len(self.work.train(0).draws)
+        with self._stage("train", self.plan.steps * draws):
+            trained = train_adamw(
+                self.runner,
+                self.work.train,
+                start.projections,
+                steps=self.plan.steps,
+                lr=self.plan.lr,
+                tick=self.progress.tick,
+            )
+        self._add_trained(f"trained from {start.name}", trained, start.projections)
+
+    def _add_trained(self, name: str, trained: Trained, start: Projections) -> None:
+        self.losses[name] = trained.losses
+        if not trained.iterates or _same(trained.iterates[-1], start):
+            raise RegenError(
+                f"training did not change proj_l ({len(trained.losses)} loss evaluations)",
+                hint="try another --seed, more --samples, or --optimizer adamw",
+            )
+        count = len(trained.iterates)
+        wanted = min(self.budget.checkpoints, count)
+        chosen = sorted({count - 1 - (count - 1) * i // wanted for i in range(wanted)})
+        with self._stage("judge", len(chosen) * len(self.work.judge.draws)):
+            for index in chosen:
+                last = index == count - 1
+                label = name if last else f"{name}, iterate {index + 1} of {count}"
+                self._add(label, trained.iterates[index])
+
+    def _add(self, name: str, projections: Projections) -> None:
+        if not proj.is_finite(projections):
+            return
+        losses = self.runner.losses(self.work.judge, projections, self.progress.tick)
+        self.candidates[name] = Candidate(name, projections, losses)
+
+    def _with_presence(self, candidate: Candidate) -> Candidate:
+        present = "old" if "old" in self.candidates else "zero"
+        return replace(candidate, present=candidate.name == present)
+
+    @contextmanager
+    def _stage(self, name: str, total: int) -> Iterator[None]:
+        """Time a stage; waits for the device, so that the numbers are the device's."""
+        self.progress.stage(name, total)
+        started = time.perf_counter()
+        yield
+        if self.runner.device.type == "cuda":
+            torch.cuda.synchronize(self.runner.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def _same(a: Projections, b: Projections) -> bool:
+    return all(torch.equal(a[key].float(), b[key].float()) for key in a)

@@ -1,0 +1,228 @@
+"""Closed-form calibration: the projection that brings SLA closest to dense attention.
+
+For each pair the normal equations of min ‖[W b]·[o_l; 1] − (o_dense − o_s)‖² are summed in float64
+over all calls, one set per call of the forward pass (that is, per layer). From them follow, without
+another pass over the model, the ridge solution, the attention error of any projection in any
+layer, and the metric in which training is well conditioned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sla_ckpt.regen.distributed import Group
+from sla_ckpt.state import PairKey
+
+#: Share of the mean eigenvalue that is added to every eigenvalue before solving.
+RIDGE = 1e-4
+_ROWS = 1 << 18
+
+#: (pair, q, k, v) -> (o_dense, o_s, o_l), each [B, H, L, D].
+Branches = Callable[[PairKey, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(eq=False)
+class Moments:
+    """Sums over tokens and heads; x = [o_l; 1], y = o_dense − o_s. float64.
+
+    Attributes:
+        xx: Σ x xᵀ, [D+1, D+1].
+        xy: Σ x yᵀ, [D+1, D].
+        yy: Σ ‖y‖².
+        dense: Σ ‖o_dense‖².
+        count: Number of tokens × heads.
+    """
+
+    xx: Tensor
+    xy: Tensor
+    yy: float = 0.0
+    dense: float = 0.0
+    count: float = 0.0
+
+    @classmethod
+    def zeros(cls, head_dim: int) -> Moments:
+        size = head_dim + 1
+        return cls(
+            torch.zeros(size, size, dtype=torch.float64),
+            torch.zeros(size, head_dim, dtype=torch.float64),
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.xy.shape[1]
+
+    def add(self, o_dense: Tensor, o_s: Tensor, o_l: Tensor) -> None:
+        """Add one call; each tensor [B, H, L, D] of any dtype and device."""
+        head_dim = o_dense.shape[-1]
+        rows = [tensor.reshape(-1, head_dim) for tensor in (o_dense, o_s, o_l)]
+        device = o_dense.device
+        xx = torch.zeros(self.xx.shape, dtype=torch.float64, device=device)
+        xy = torch.zeros(self.xy.shape, dtype=torch.float64, device=device)
+        scalars = torch.zeros(2, dtype=torch.float64, device=device)
+        for start in range(0, rows[0].shape[0], _ROWS):
+            dense, sparse, linear = (part[start : start + _ROWS].double() for part in rows)
+            y = dense - sparse
+            x = torch.nn.functional.pad(linear, (0, 1), value=1.0)
+            xx += x.T @ x
+            xy += x.T @ y
+            scalars += torch.stack([y.square().sum(), dense.square().sum()])
+        self.xx += xx.cpu()
+        self.xy += xy.cpu()
+        yy, total = scalars.tolist()
+        self.yy += yy
+        self.dense += total
+        self.count += rows[0].shape[0]
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.yy + other.yy,
+            self.dense + other.dense,
+            self.count + other.count,
+        )
+
+    def to_vector(self) -> Tensor:
+        tail = torch.tensor([self.yy, self.dense, self.count], dtype=torch.float64)
+        return torch.cat([self.xx.flatten(), self.xy.flatten(), tail])
+
+    @classmethod
+    def from_vector(cls, vector: Tensor, head_dim: int) -> Moments:
+        size = head_dim + 1
+        xx, xy, tail = torch.split(vector, [size * size, size * head_dim, 3])
+        yy, dense, count = tail.tolist()
+        return cls(xx.view(size, size), xy.view(size, head_dim), yy, dense, count)
+
+    def solve(self, ridge: float = RIDGE) -> Tensor:
+        """The ridge solution [W b], [D, D+1]; the bias is penalised like the weights."""
+        solution: Tensor = torch.linalg.solve(self._damped(ridge), self.xy)
+        return solution.T.contiguous()
+
+    def error(self, projection: Tensor) -> float:
+        """‖o − o_dense‖ / ‖o_dense‖ under the projection [W b], [D, D+1]."""
+        if not self.dense > 0:
+            return 0.0
+        p = projection.double()
+        square = ((p @ self.xx) * p).sum() - 2 * (p.T * self.xy).sum() + self.yy
+        return float(max(0.0, float(square)) / self.dense) ** 0.5
+
+    def whitener(self, ridge: float = RIDGE) -> Tensor:
+        """L with E[x xᵀ] = L Lᵀ, lower triangular [D+1, D+1], damped."""
+        factor: Tensor = torch.linalg.cholesky(self._damped(ridge) / max(self.count, 1.0))
+        return factor
+
+    def output_scale(self) -> float:
+        """Root mean square of one element of o_dense."""
+        return float(self.dense / max(1.0, self.count * self.head_dim)) ** 0.5
+
+    def _damped(self, ridge: float) -> Tensor:
+        size = self.xx.shape[0]
+        level = float(self.xx.diagonal().mean())
+        eye = torch.eye(size, dtype=torch.float64)
+        return self.xx + max(ridge * level, 1e-300) * eye
+
+
+@dataclass(frozen=True)
+class CallKey:
+    """The n-th sparse call of a pair within one forward pass: a layer."""
+
+    pair: PairKey
+    index: int
+
+
+class Collector:
+    """Sums :class:`Moments` per layer while the model runs; an observer of an SLA session.
+
+    Call :meth:`start_forward` before each forward pass, so that layers line up.
+    """
+
+    def __init__(self, branches: Branches) -> None:
+        self._branches = branches
+        self._moments: dict[CallKey, Moments] = {}
+        self._seen: dict[PairKey, int] = {}
+
+    def start_forward(self) -> None:
+        self._seen.clear()
+
+    def __call__(self, key: PairKey, q: Tensor, k: Tensor, v: Tensor) -> None:
+        index = self._seen.get(key, 0)
+        self._seen[key] = index + 1
+        with torch.no_grad():
+            outputs = self._branches(key, q.detach(), k.detach(), v.detach())
+        moments = self._moments.setdefault(CallKey(key, index), Moments.zeros(key.head_dim))
+        moments.add(*outputs)
+
+    def collected(self, group: Group) -> LayerMoments:
+        """The sums over all processes, the same on each."""
+        layers: dict[PairKey, int] = {}
+        for seen in group.gather(self._layers()):
+            for pair, count in seen.items():
+                layers[pair] = max(layers.get(pair, 0), count)
+        result: dict[CallKey, Moments] = {}
+        for pair in sorted(layers):
+            for index in range(layers[pair]):
+                key = CallKey(pair, index)
+                own = self._moments.get(key) or Moments.zeros(pair.head_dim)
+                result[key] = Moments.from_vector(group.sum(own.to_vector()), pair.head_dim)
+        return LayerMoments(result)
+
+    def _layers(self) -> dict[PairKey, int]:
+        counts: dict[PairKey, int] = {}
+        for key in self._moments:
+            counts[key.pair] = max(counts.get(key.pair, 0), key.index + 1)
+        return counts
+
+
+@dataclass(frozen=True)
+class AttentionError:
+    """How far SLA is from dense attention under one projection.
+
+    Attributes:
+        overall: ‖o − o_dense‖ / ‖o_dense‖ over all layers.
+        worst: The largest of any layer.
+        worst_layer: Its number among the pair's sparse calls, from 0.
+    """
+
+    overall: float
+    worst: float
+    worst_layer: int
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """:class:`Moments` of every layer."""
+
+    by_call: Mapping[CallKey, Moments]
+
+    @property
+    def pairs(self) -> tuple[PairKey, ...]:
+        return tuple(sorted({key.pair for key in self.by_call}))
+
+    def of(self, pair: PairKey) -> Moments:
+        """The sum over the layers of one pair."""
+        return _sum(self._layers(pair).values(), pair.head_dim)
+
+    def error(self, pair: PairKey, projection: Tensor) -> AttentionError:
+        """The attention error of a projection [W b], [D, D+1]."""
+        layers = {index: m.error(projection) for index, m in self._layers(pair).items()}
+        worst = max(layers, key=lambda index: layers[index])
+        return AttentionError(self.of(pair).error(projection), layers[worst], worst)
+
+    def layer_errors(self, pair: PairKey, projection: Tensor) -> tuple[float, ...]:
+        """The error of each layer, in order."""
+        layers = self._layers(pair)
+        return tuple(layers[index].error(projection) for index in sorted(layers))
+
+    def _layers(self, pair: PairKey) -> dict[int, Moments]:
+        return {key.index: m for key, m in self.by_call.items() if key.pair == pair}
+
+
+def _sum(moments: Iterable[Moments], head_dim: int) -> Moments:
+    total = Moments.zeros(head_dim)
+    for item in moments:
+        total = total + item
+    return total

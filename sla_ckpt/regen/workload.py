@@ -1,0 +1,168 @@
+"""The fixed work of one regeneration: samples with their noise and noise levels, and the loss.
+
+Everything random is drawn here, on the CPU, from the seed. What is drawn depends on the samples
+and the budget only, not on the device, the batch size or the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sla_ckpt.errors import RegenError
+from sla_ckpt.regen.budget import Budget
+from sla_ckpt.regen.families.base import Batch, FamilyAdapter, Sample, collate, group_samples
+
+_HELD_OUT_EVERY = 4
+
+
+class Draw(Protocol):
+    """One batch that the model is run on."""
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Number of each of its samples among all of the workload."""
+
+    def losses(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Loss of each sample, float32 [B]; differentiable."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyDraw:
+    """Samples of one shape with fixed noise and noise levels, kept on the CPU."""
+
+    adapter: FamilyAdapter
+    batch: Batch
+    noise: Tensor
+    t: Tensor
+    positions: tuple[int, ...]
+
+    def losses(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
+        batch = self.batch.to(device, dtype)
+        t = self.t.to(device)
+        noisy, target = self.adapter.add_noise(batch.latents, self.noise.to(device), t)
+        inputs = self.adapter.make_inputs(model, batch, noisy.to(dtype), t)
+        with self.adapter.running(model):
+            output = model(**inputs)
+        prediction = self.adapter.read_prediction(output, batch)
+        return (prediction.float() - target).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """Draws, and how many samples they hold together."""
+
+    draws: tuple[Draw, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(len(draw.positions) for draw in self.draws)
+
+
+def make_workload(
+    adapter: FamilyAdapter,
+    config: Mapping[str, Any],
+    samples: Sequence[Sample],
+    *,
+    repeats: int,
+    batch_size: int,
+    seed: int,
+) -> Workload:
+    """Draw noise and noise levels for each sample ``repeats`` times.
+
+    Noise levels are stratified over all samples of one shape, whatever the batch size.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws: list[NoisyDraw] = []
+    position = 0
+    for members in group_samples(samples, max(1, len(samples))):
+        repeated = [sample for _ in range(repeats) for sample in members]
+        latents = torch.stack([sample.latents for sample in members]).repeat(
+            repeats, *([1] * members[0].latents.ndim)
+        )
+        levels = adapter.sample_timesteps(config, Batch(latents, {}), generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        for start in range(0, len(repeated), batch_size):
+            part = slice(start, start + batch_size)
+            batch = collate(repeated[part])
+            places = tuple(range(position + start, position + start + len(batch)))
+            draws.append(NoisyDraw(adapter, batch, noise[part], levels[part], places))
+        position += len(repeated)
+    return Workload(tuple(draws))
+
+
+def run_losses(draw: Draw, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """:meth:`Draw.losses`; what the model raises becomes one line.
+
+    Raises:
+        RegenError: The model or a kernel fails on these inputs.
+    """
+    try:
+        return draw.losses(model, device, dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RegenError(
+            f"{type(model).__name__} failed to run: {type(error).__name__}: {lines[0]}",
+            hint="set SLA_CKPT_TRACEBACK=1 to see where; --kernel reference leaves kernels out",
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What to train on and what to judge on.
+
+    Attributes:
+        train: Workload of a training step, by its number.
+        judge: Held-out workload, the same for every candidate.
+        train_samples: Different samples that train.
+        judge_samples: Different samples that only judge; 0 if the same ones judge, under other
+            noise.
+    """
+
+    train: Callable[[int], Workload]
+    judge: Workload
+    train_samples: int
+    judge_samples: int
+
+
+def split_samples(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """(training, held out): from four samples on, every fourth is held out."""
+    if len(samples) < _HELD_OUT_EVERY:
+        return list(samples), []
+    train = [s for i, s in enumerate(samples) if (i + 1) % _HELD_OUT_EVERY]
+    held_out = [s for i, s in enumerate(samples) if not (i + 1) % _HELD_OUT_EVERY]
+    return train, held_out
+
+
+def sampled_work(
+    adapter: FamilyAdapter,
+    config: Mapping[str, Any],
+    samples: Sequence[Sample],
+    budget: Budget,
+    seed: int,
+) -> Work:
+    """The work over prepared samples."""
+    train, held_out = split_samples(samples)
+
+    def workload(source: Sequence[Sample], repeats: int, stream: int) -> Workload:
+        return make_workload(
+            adapter,
+            config,
+            source,
+            repeats=repeats,
+            batch_size=budget.batch_size,
+            seed=(seed << 20) + stream,
+        )
+
+    return Work(
+        train=lambda step: workload(train, budget.repeats, step + 1),
+        judge=workload(held_out or train, budget.judge_repeats, 0),
+        train_samples=len(train),
+        judge_samples=len(held_out),
+    )
