@@ -119,7 +119,7 @@ def _spans(path: str, header: SafetensorsHeader) -> Iterator[_Span]:
         bits = FLOAT_BITS.get(info.dtype.removesuffix("FN"))
         if bits is None or info.start == info.end:
             continue
-        start, end = header.data_start + info.start, header.data_start + info.end
+        start, end = info.start, info.end
         if pending is not None and pending.end == start and pending.bits == bits:
             pending = _Span(path, pending.start, end, bits)
             continue
@@ -180,7 +180,7 @@ def _locate(
     """Count, tensor by tensor, in what a suspect span touches."""
     for name, info in sorted(header.tensors.items()):
         bits = FLOAT_BITS.get(info.dtype.removesuffix("FN"))
-        start, end = header.data_start + info.start, header.data_start + info.end
+        start, end = info.start, info.end
         if bits is None or not any(start < b and a < end for a, b in ranges):
             continue
         nan = inf = 0

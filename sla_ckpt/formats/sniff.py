@@ -30,13 +30,14 @@ def sniff(head: bytes, size: int) -> str:
     """
     if size == 0:
         return "empty"
+    # First: a header of 0x480 bytes begins like a pickle, one of 0x8b1f bytes like gzip.
+    if _is_safetensors(head):
+        return "safetensors"
     for magic, kind in _MAGICS:
         if head.startswith(magic):
             return kind
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
         return "legacy-torch" if head[2:].startswith(_LEGACY_TORCH_MAGIC) else "pickle"
-    if _is_safetensors(head):
-        return "safetensors"
     if head[257:262] == b"ustar":
         return "tar"
     if not head.strip(b"\0"):

@@ -76,3 +76,10 @@ def test_a_real_state_is_a_zip() -> None:
 def test_a_pointer_gives_hash_and_size() -> None:
     assert lfs_pointer(LFS) == ("ab" * 32, 68117)
     assert lfs_pointer(LFS.replace(b"size", b"sice")) is None
+
+
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x480, 0x580, 0x8B1F, 0x04034B50])
+def test_a_safetensors_header_whose_length_looks_like_another_magic(length: int) -> None:
+    """Lengths such as 0x480 begin with the bytes of a pickle, 0x8b1f with those of gzip."""
+    head = length.to_bytes(8, "little") + b'{"a": 1}'
+    assert sniff(head.ljust(1024, b" "), 5000) == "safetensors"
