@@ -66,7 +66,7 @@ def _draw_weight(figure: Any, axes: Any, pair: PairSummary) -> None:
     # The 99.5th percentile keeps one outlier from washing out the rest.
     limit = float(np.percentile(np.abs(values), 99.5)) or 1.0
     image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    figure.colorbar(image, ax=axes, shrink=0.85)
+    figure.colorbar(image, ax=axes, shrink=0.85).ax.tick_params(labelsize=7)
     state = "trained" if pair.trained else "never trained"
     axes.set_title(f"{pair.name} proj_l.weight, {state}", fontsize=9)
     axes.set_xlabel("input channel", fontsize=8)
