@@ -216,7 +216,7 @@ def _read_repository(repo: str, revision: str | None) -> SLAState:
                 _logger.warning("%s of %s cannot be reached; used without it", name, repo)
                 continue
             raise HubError(
-                f"cannot reach the Hub for {repo}: {_first_line(error)}",
+                f"no path {repo} here, and the Hub cannot be reached for a repository {repo}",
                 hint="check the network; a local copy of the checkpoint works offline",
                 path=repo,
             ) from error

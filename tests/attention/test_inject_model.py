@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import FluxTransformer2DModel
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from sla_ckpt.attention.inject import SLAUnusedWarning, disable_sla, enable_sla, use_sla
@@ -203,6 +204,31 @@ def test_the_parameters_of_the_model_do_not_change(flux: nn.Module) -> None:
     assert list(flux.state_dict()) == names
     assert not any(parameter.requires_grad for parameter in flux.parameters())
     disable_sla(flux)
+
+
+def test_a_wrapper_that_calls_forward_directly_gets_sla(flux: nn.Module, sparse: Tensor) -> None:
+    """As PEFT's tuners do; the blocks are bound too."""
+    session = enable_sla(flux, state_for("flux"))
+    got = flux.forward(**TINY_MODELS["flux"].inputs(), return_dict=False)[0]
+    disable_sla(flux)
+    assert torch.equal(got, sparse)
+    assert session.stats.sparse_calls == 2
+
+
+@pytest.mark.parametrize("lora_first", [True, False])
+def test_a_lora_may_be_added_before_or_after(flux: nn.Module, lora_first: bool) -> None:
+    lora = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    torch.manual_seed(1)
+    if lora_first:
+        flux.add_adapter(lora)
+    session = enable_sla(flux, state_for("flux"))
+    if not lora_first:
+        flux.add_adapter(lora)
+    got = run_model(flux, "flux")
+    assert session.stats.sparse_calls == 2
+    disable_sla(flux)
+    with use_sla(state_for("flux")):
+        assert torch.equal(run_model(flux, "flux"), got)
 
 
 @pytest.mark.parametrize("hook_first", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from sla_ckpt.state import PairKey
 
 from .tiny_models import make_model, make_state
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "diffusers_inference.py"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 STEPS = 2
 LAYERS = 2
@@ -135,6 +137,16 @@ def test_three_lines_give_a_picture_with_sla(checkpoint: Path) -> None:
     image = pipe("a lighthouse", **CALL).images[0]
     assert image.size == (64, 64)
     assert dict(session.stats.pairs) == {PairKey(16, "bf16"): STEPS * LAYERS}
+
+
+def test_the_example_script_writes_a_picture(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = runpy.run_path(str(EXAMPLE))
+    example["main"](str(checkpoint), "a lighthouse", str(tmp_path / "out.png"))
+    assert (tmp_path / "out.png").stat().st_size > 0
+    # The pipeline's own defaults: 28 steps.
+    assert f"{28 * LAYERS} sparse (16:bf16 × {28 * LAYERS})" in capsys.readouterr().err
 
 
 def test_only_the_denoiser_runs_sla(checkpoint: Path) -> None:

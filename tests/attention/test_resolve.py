@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,3 +141,23 @@ def test_the_label_of_a_refused_file_is_its_path(folder: Path) -> None:
 def test_what_cannot_be_a_state_is_refused(checkpoint: object) -> None:
     with pytest.raises(AttentionError, match="cannot take an SLA state"):
         resolve(checkpoint)  # type: ignore[arg-type]
+
+
+def test_a_repository_that_cannot_be_reached_is_an_error_that_says_so(tmp_path: Path) -> None:
+    script = (
+        "from sla_ckpt.attention.resolve import resolve\n"
+        "from sla_ckpt.errors import HubError\n"
+        "try:\n    resolve('org/model@v1')\n"
+        "except HubError as error:\n    print(error.message, '|', error.hint)\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "no path org/model here, and the Hub cannot be reached" in done.stdout
+    assert "a local copy of the checkpoint works offline" in done.stdout
