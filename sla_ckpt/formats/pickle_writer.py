@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 from sla_ckpt.formats.dtypes import STORAGE_CLASSES
 
+#: Entries that the pickler sets at a time.
+_BATCH = 1000
 _CLASS_OF = {dtype: name for name, dtype in STORAGE_CLASSES.items()}
 
 
@@ -96,13 +98,14 @@ class _Writer:
     def mapping(self, value: Mapping[str, object]) -> None:
         self.out += b"}"
         self.memoise()
-        if len(value) > 1:
-            self.out += b"("
-        for key, item in value.items():
-            self.save(key)
-            self.save(item)
-        if value:
-            self.out += b"u" if len(value) > 1 else b"s"
+        items = list(value.items())
+        for start in range(0, len(items), _BATCH):
+            batch = items[start : start + _BATCH]
+            self.out += b"(" if len(batch) > 1 else b""
+            for key, item in batch:
+                self.save(key)
+                self.save(item)
+            self.out += b"u" if len(batch) > 1 else b"s"
 
     def tensor(self, tensor: TensorRecord) -> None:
         count = 1

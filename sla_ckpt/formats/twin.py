@@ -42,7 +42,7 @@ from sla_ckpt.state import (
 _PREFIX = "sla_ckpt."
 _ORIGIN = "sla_ckpt.origin."
 PT_SHA256 = "sla_ckpt.pt_sha256"
-_TOKEN_OF = {dtype: token for token, dtype in SAFETENSORS.items()}
+TOKEN_OF = {dtype: token for token, dtype in SAFETENSORS.items()}
 #: A twin is as small as the state; a weights file under its name is not read.
 _MAX_TENSOR = 1 << 32
 
@@ -165,9 +165,9 @@ def encode_twin(state: SLAState, *, pt_sha256: str) -> bytes:
             (WEIGHT, projection.weight, projection.weight_dtype),
             (BIAS, projection.bias, projection.bias_dtype),
         ):
-            if dtype not in _TOKEN_OF:
+            if dtype not in TOKEN_OF:
                 raise ValueError(f"{key} {name}: {dtype} cannot be written")
-            tensors[f"{key}/{name}"] = (_TOKEN_OF[dtype], array.shape, encode(array, dtype))
+            tensors[f"{key}/{name}"] = (TOKEN_OF[dtype], array.shape, encode(array, dtype))
     settings = None if state.settings is None else state.settings.to_dict()
     metadata = {
         "format": "pt",

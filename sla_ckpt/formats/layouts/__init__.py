@@ -1,0 +1,1 @@
+"""Where other projects keep SLA projections: one per layer, inside the model's weights."""
