@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sla_ckpt.regen.backbone_files import (
     read_json,
 )
 
+PIPELINE_INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 #: SimpleTuner's configuration: uploaded copy, and the one training was started with.
 _CONFIG_NAMES = ("simpletuner_config.json", "config.json")
@@ -119,48 +120,92 @@ def _from_card(path: Path) -> str | None:
     return found.group(1) if found else None
 
 
-def _open(reference: BaseReference, roots: Sequence[Path]) -> tuple[str, BackboneFiles]:
-    for root in roots:
-        folder = root / Path(reference.name).expanduser()
-        if folder.is_dir():
-            files = find_backbone(folder, denoiser=reference.subfolder)
-            if files is None:
-                raise _not_a_model(reference)
-            return reference.name, files
-    if Path(reference.name).is_absolute() or not _HUB_ID.fullmatch(reference.name):
+def resolve_pipeline(checkpoint: Path, pipeline: str | Path | None) -> tuple[str, Path]:
+    """Find, and for a Hub id download, the pipeline whose VAE and text encoders encode samples.
+
+    The denoiser's weights are not downloaded.
+
+    Args:
+        checkpoint: The checkpoint directory.
+        pipeline: What the user named; None looks for a pipeline in or beside the checkpoint, then
+            for a configuration that names one.
+
+    Returns:
+        How reports name it, and its folder.
+
+    Raises:
+        RegenError: Nothing names one, or what is named is none.
+        HubError: The Hub refused or could not be reached.
+    """
+    roots: tuple[Path, ...] = (checkpoint, checkpoint.parent, Path.cwd())
+    if pipeline is not None:
+        references: Sequence[BaseReference] = (BaseReference(str(pipeline), None, "--base-model"),)
+        roots = (Path.cwd(),)
+    else:
+        for folder in (checkpoint, checkpoint.resolve().parent / "pipeline"):
+            if (folder / PIPELINE_INDEX).is_file():
+                return folder.name, folder
+        references = tuple(_named_beside(checkpoint))
+    for reference in references:
+        local = _local_folder(reference, roots)
+        if local is None and _HUB_ID.fullmatch(reference.name):
+            local = _download(reference, _pipeline_files)
+        if local is not None and (local / PIPELINE_INDEX).is_file():
+            return reference.name, local
+    if references:
         raise RegenError(
-            f"base model {reference.name!r} (from {reference.named_by}) is neither a folder nor "
-            "a Hub id",
-            hint="name a diffusers folder or org/model with --base-model",
+            f"{references[0].name} (from {references[0].named_by}) is not a pipeline "
+            f"(no {PIPELINE_INDEX})",
+            hint="name the base model's pipeline, with its VAE and text encoders, "
+            "with --base-model org/model or --base-model DIR",
         )
-    folder = _download(reference)
-    files = find_backbone(folder, denoiser=reference.subfolder)
-    if files is None:
-        raise _not_a_model(reference)
-    return reference.name, files
-
-
-def _not_a_model(reference: BaseReference) -> RegenError:
-    return RegenError(
-        f"base model {reference.name} (from {reference.named_by}) has no denoiser in diffusers "
-        "format",
-        hint="name a diffusers folder or repository with --base-model",
+    raise RegenError(
+        "--images needs the base model's VAE and text encoders, and nothing names them",
+        hint="name its pipeline: --base-model org/model, or --base-model DIR",
+        path=str(checkpoint),
     )
 
 
-def _download(reference: BaseReference) -> Path:
-    """The denoiser's config and safetensors of a Hub repository, nothing else."""
+def _local_folder(reference: BaseReference, roots: Sequence[Path]) -> Path | None:
+    folders = (root / Path(reference.name).expanduser() for root in roots)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _open(reference: BaseReference, roots: Sequence[Path]) -> tuple[str, BackboneFiles]:
+    folder = _local_folder(reference, roots)
+    if folder is None:
+        if Path(reference.name).is_absolute() or not _HUB_ID.fullmatch(reference.name):
+            raise RegenError(
+                f"base model {reference.name!r} (from {reference.named_by}) is neither a folder "
+                "nor a Hub id",
+                hint="name a diffusers folder or org/model with --base-model",
+            )
+        folder = _download(reference, _denoiser_files)
+    files = find_backbone(folder, denoiser=reference.subfolder)
+    if files is None:
+        raise RegenError(
+            f"base model {reference.name} (from {reference.named_by}) has no denoiser in "
+            "diffusers format",
+            hint="name a diffusers folder or repository with --base-model",
+        )
+    return reference.name, files
+
+
+def _download(
+    reference: BaseReference, choose: Callable[[Sequence[str], BaseReference], list[str]]
+) -> Path:
+    """The chosen files of a Hub repository, nothing else."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     repo, _, revision = reference.name.partition("@")
+    patterns: list[str] | None = None
+    offline = False
     try:
         try:
-            listed = HfApi().list_repo_files(repo, revision=revision or None)
-            patterns = _denoiser_files(listed, reference)
-            offline = False
+            patterns = choose(HfApi().list_repo_files(repo, revision=revision or None), reference)
         except OfflineModeIsEnabled:
-            patterns, offline = None, True
+            offline = True
         return Path(
             snapshot_download(
                 repo, revision=revision or None, allow_patterns=patterns, local_files_only=offline
@@ -197,3 +242,19 @@ def _denoiser_files(listed: Sequence[str], reference: BaseReference) -> list[str
     else:
         chosen = [n for n in inside if ".safetensors" in n]
     return [f"{prefix}config.json", *chosen]
+
+
+def _pipeline_files(listed: Sequence[str], reference: BaseReference) -> list[str]:
+    """Configs, tokenizers, and the plain safetensors of everything but the denoiser."""
+    chosen = [PIPELINE_INDEX]
+    for name in listed:
+        folder, _, file = name.partition("/")
+        if not file or folder.startswith(DENOISER_FOLDERS):
+            continue
+        # model.fp16.safetensors is a second copy of model.safetensors.
+        is_variant = re.search(r"\.(fp16|bf16|fp32|ema|non_ema)\.", file) is not None
+        if file.endswith((".json", ".txt", ".model")) or (
+            file.endswith(".safetensors") and not is_variant
+        ):
+            chosen.append(name)
+    return chosen

@@ -32,7 +32,7 @@ def test_backbone_equals_from_pretrained_bit_for_bit(
 
     backbone = load_backbone(tmp_path, device="cpu", dtype=dtype)
 
-    reference = getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype)
+    reference = getattr(diffusers, name).from_pretrained(folder, dtype=dtype)
     ours, theirs = tensors_of(backbone.model), tensors_of(reference)
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
