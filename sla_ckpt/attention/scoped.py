@@ -130,12 +130,20 @@ def _scoped_class(base: Any) -> type[nn.Module]:
             function = base.__new__  # pickle insists that __newobj__ gets the object's own class
         return (base if function is scoped else function, plain, *rest)
 
+    def _replicate_for_data_parallel(self: nn.Module) -> nn.Module:
+        replica: nn.Module = base._replicate_for_data_parallel(self)
+        session = _sessions.get(self)
+        if session is not None:
+            _sessions[replica] = session
+        return replica
+
     scoped: type[nn.Module] = type(
         base.__name__,
         (base, _Scoped),
         {
             "__call__": __call__,
             "__reduce_ex__": __reduce_ex__,
+            "_replicate_for_data_parallel": _replicate_for_data_parallel,
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,

@@ -263,6 +263,12 @@ def test_a_class_derived_from_ours_while_enabled_survives(
     assert torch.equal(run_model(flux, "flux"), dense)
 
 
+def test_the_replicas_that_data_parallel_makes_are_enabled_too(flux: nn.Module) -> None:
+    session = enable_sla(flux, state_for("flux"))
+    assert session_of(flux._replicate_for_data_parallel()) is session
+    disable_sla(flux)
+
+
 def test_an_enabled_model_can_be_collected() -> None:
     model = make_model("flux")
     enable_sla(model, state_for("flux"))
