@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from sla_ckpt.regen.backbone import build_empty, load_backbone
+from sla_ckpt.regen.backbone import load_backbone
+from sla_ckpt.regen.empty_model import build_empty
 
 FLUX: dict[str, Any] = {
     "_class_name": "FluxTransformer2DModel",

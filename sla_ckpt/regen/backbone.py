@@ -8,10 +8,8 @@ modules that diffusers keeps in float32. Nothing here writes to a checkpoint.
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,18 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sla_ckpt.errors import MissingExtraError, RegenError
+from sla_ckpt.errors import RegenError
 from sla_ckpt.regen.backbone_files import LORA_FILE, BackboneFiles, find_backbone
 from sla_ckpt.regen.base_model import resolve_base_model
+from sla_ckpt.regen.empty_model import build_empty, match_tensors, tensor_table
 from sla_ckpt.regen.lora import apply_lora, read_lora
-from sla_ckpt.regen.streaming import FileTensor, Placement, load_tensors, read_table
-
-#: Older class names in published configs -> what diffusers loads them as, by config entry.
-_REMAPPED = {
-    ("Transformer2DModel", "ada_norm_single"): "PixArtTransformer2DModel",
-    ("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel",
-}
-_NAMED_IN_ERRORS = 4
+from sla_ckpt.regen.placing import Placing
+from sla_ckpt.regen.streaming import FileTensor, Placement, load_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +100,7 @@ def load_backbone(
     if files is None:
         raise _no_backbone(checkpoint)
 
-    placing = _Placing(files, device, dtype, offload=offload)
+    placing = Placing(device, dtype, offload=offload)
     try:
         loaded = _load(files, placing, progress)
         described = f"{loaded.class_name} from {_relative(files.folder, checkpoint)}"
@@ -133,11 +126,11 @@ def load_backbone(
 
 
 def _load(
-    files: BackboneFiles, placing: _Placing, progress: Callable[[int, int], None] | None
+    files: BackboneFiles, placing: Placing, progress: Callable[[int, int], None] | None
 ) -> Backbone:
     class_name, model = build_empty(files.class_name, files.config, placing.dtype)
-    table = _table(files)
-    wanted = _match(model, table, files.folder)
+    table = tensor_table(files)
+    wanted = match_tensors(model, table, files.folder)
     fp32 = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
     total = sum(tensor.size for tensor in wanted)
     seen = 0
@@ -171,130 +164,6 @@ def _load(
     )
 
 
-def build_empty(
-    class_name: str, config: Mapping[str, Any], dtype: torch.dtype | None
-) -> tuple[str, nn.Module]:
-    """The diffusers model with parameters on the meta device and real buffers on the CPU.
-
-    Returns:
-        The name of the class in use (older names are mapped), and the model.
-
-    Raises:
-        RegenError: diffusers has no such model class, or the config does not fit it.
-        MissingExtraError: diffusers or accelerate is not installed.
-    """
-    try:
-        import diffusers
-        from accelerate import init_empty_weights
-    except ImportError as error:
-        raise MissingExtraError("regen", "regen", str(error.name)) from error
-
-    name = _REMAPPED.get((class_name, str(config.get("norm_type"))), class_name)
-    cls = getattr(diffusers, name, None) if name.isidentifier() else None
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
-        raise RegenError(
-            f"diffusers {diffusers.__version__} has no model class {name!r}",
-            hint="upgrade diffusers, or check _class_name in config.json",
-        )
-    accepted = inspect.signature(cls).parameters
-    # EMA copies carry the averager's settings too; diffusers ignores them, with a warning.
-    settings = {key: value for key, value in config.items() if key in accepted}
-    try:
-        with _default_dtype(dtype), init_empty_weights(include_buffers=False):
-            model = cls.from_config(settings)  # type: ignore[attr-defined]
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise RegenError(
-            f"{name} cannot be built from its config.json: {error}",
-            hint="is the config of another diffusers version? upgrade diffusers",
-        ) from error
-    return name, model
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
-    """Tables computed in the constructor come out in the dtype from_pretrained gives them."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype if dtype is not None else before)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _table(files: BackboneFiles) -> dict[str, FileTensor]:
-    table: dict[str, FileTensor] = {}
-    for path in files.weights:
-        for name, tensor in read_table(path).items():
-            if name in table:
-                raise RegenError(
-                    f"{name} is in {table[name].path.name} and in {path.name}",
-                    hint="remove the shards that the index does not list",
-                    path=str(path),
-                )
-            table[name] = tensor
-    if files.weight_map is not None:
-        absent = [name for name in files.weight_map if name not in table]
-        if absent:
-            raise RegenError(
-                f"{files.folder}: the index lists tensors that no shard has: {_some(absent)}",
-                hint="copy or download the shards again",
-                path=str(files.folder),
-            )
-    return table
-
-
-def _match(model: nn.Module, table: Mapping[str, FileTensor], folder: Path) -> list[FileTensor]:
-    """Pair file and model; the tensors to load.
-
-    Buffers may be absent from the file (the constructor computed them) and tables that the class
-    no longer stores may be in it.
-    """
-    parameters = {name: tensor.shape for name, tensor in model.named_parameters()}
-    buffers = {name: tensor.shape for name, tensor in model.named_buffers()}
-    stored = set(model.state_dict(keep_vars=True))
-    ignored = tuple(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    name = type(model).__name__
-
-    missing = [key for key in parameters if key not in table]
-    if missing:
-        raise RegenError(
-            f"{folder} lacks {len(missing)} of {len(parameters)} tensors of {name}: "
-            f"{_some(missing)}",
-            hint="are config.json and the weights of the same model?",
-            path=str(folder),
-        )
-    unexpected = [
-        key
-        for key in table
-        if key not in stored and key not in buffers and not any(part in key for part in ignored)
-    ]
-    if unexpected:
-        raise RegenError(
-            f"{folder} has {len(unexpected)} tensors that {name} does not know: "
-            f"{_some(unexpected)}",
-            hint="config.json and weights of two models? else a newer diffusers may know them",
-            path=str(folder),
-        )
-    shapes = {**parameters, **buffers}
-    wanted = [tensor for key, tensor in table.items() if key in stored]
-    for tensor in wanted:
-        expected = tuple(shapes[tensor.name])
-        if tensor.shape != expected:
-            raise RegenError(
-                f"{tensor.name} is {list(tensor.shape)} in {tensor.path.name}, "
-                f"{name} of this config needs {list(expected)}",
-                hint="are config.json and the weights of the same model?",
-                path=str(tensor.path),
-            )
-    return wanted
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:_NAMED_IN_ERRORS])
-    more = len(names) - _NAMED_IN_ERRORS
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
@@ -302,82 +171,6 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:
         module._buffers[leaf] = tensor
-
-
-class _Placing:
-    """Which device each tensor goes to, and accelerate's hooks where modules move."""
-
-    def __init__(
-        self,
-        files: BackboneFiles,
-        device: torch.device | str,
-        dtype: torch.dtype | None,
-        *,
-        offload: bool,
-    ) -> None:
-        self.dtype = dtype
-        self._spread = str(device) == "auto"
-        self._offload = offload
-        self._map: dict[str, Any] | None = None
-        if self._spread and not torch.cuda.is_available():
-            raise RegenError("--device auto needs CUDA", hint="use --device cpu")
-        if self._spread and offload:
-            raise RegenError(
-                "--offload keeps the weights in host memory, --device auto on several cards",
-                hint="use one of them",
-            )
-        self._device = torch.device("cuda", 0) if self._spread else torch.device(device)
-        if self._device.type == "cuda" and self._device.index is None:
-            self._device = torch.device("cuda", torch.cuda.current_device())
-
-    def of(self, model: nn.Module, name: str, *, keep_fp32: bool) -> Placement:
-        dtype = torch.float32 if keep_fp32 and self.dtype is not None else self.dtype
-        if self._offload:
-            return Placement(torch.device("cpu"), dtype, pinned=self._device.type == "cuda")
-        return Placement(self._spread_device(model, name), dtype)
-
-    def _spread_device(self, model: nn.Module, name: str) -> torch.device:
-        if not self._spread:
-            return self._device
-        if self._map is None:
-            self._map = self._infer(model)
-        prefix = name
-        while prefix and prefix not in self._map:
-            prefix = prefix.rpartition(".")[0]
-        target = self._map[prefix]
-        return torch.device("cuda", target) if isinstance(target, int) else torch.device(target)
-
-    def _infer(self, model: nn.Module) -> dict[str, Any]:
-        from accelerate import infer_auto_device_map
-        from accelerate.utils import get_balanced_memory
-
-        whole = list(getattr(model, "_no_split_modules", None) or ())
-        options = {"dtype": self.dtype, "no_split_module_classes": whole}
-        memory = get_balanced_memory(model, **options)
-        memory = {key: size for key, size in memory.items() if isinstance(key, int)}
-        found = infer_auto_device_map(model, max_memory=memory, **options)
-        if any(target in ("cpu", "disk") for target in found.values()):
-            raise RegenError(
-                f"{type(model).__name__} does not fit on the {len(memory)} cards together",
-                hint="use --device cuda --offload",
-            )
-        return dict(found)
-
-    def place_buffers(self, model: nn.Module) -> None:
-        """Move what came from the constructor to where the weights are."""
-        if not self._offload and not self._spread:
-            model.to(self._device)
-
-    def dispatch(self, model: nn.Module) -> None:
-        """Let accelerate bring inputs and weights together."""
-        if self._spread:
-            from accelerate import dispatch_model
-
-            dispatch_model(model, self._map, force_hooks=True)
-        elif self._offload and self._device.type != "cpu":
-            from accelerate import cpu_offload
-
-            cpu_offload(model, self._device)
 
 
 def _lora_file(checkpoint: Path, *, ema: bool) -> Path | None:

@@ -9,26 +9,23 @@ Source of the format: safetensors' README (8-byte little-endian header length, J
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sla_ckpt.errors import FormatError
+from sla_ckpt.formats.safetensors_header import read_header
 
 #: Large enough for full disk and PCIe rates; the ring is SLOTS times this.
 CHUNK_BYTES = 32 << 20
 SLOTS = 8
-MAX_HEADER_BYTES = 100_000_000
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -76,60 +73,31 @@ def read_table(path: Path) -> dict[str, FileTensor]:
     return read_table_and_metadata(path)[0]
 
 
-def read_table_and_metadata(path: Path) -> tuple[dict[str, FileTensor], dict[str, str]]:
+def read_table_and_metadata(path: Path) -> tuple[dict[str, FileTensor], Mapping[str, str]]:
     """As :func:`read_table`, and the ``__metadata__`` strings."""
     try:
-        file_size = path.stat().st_size
+        size = path.stat().st_size
         with path.open("rb") as handle:
-            head = handle.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not 2 <= length <= min(MAX_HEADER_BYTES, file_size - 8):
-                raise _broken(path, "it has no safetensors header")
-            header = json.loads(handle.read(length))
+
+            def read(start: int, length: int) -> bytes:
+                handle.seek(start)
+                return handle.read(length)
+
+            header = read_header(read, size, name=str(path))
     except OSError as error:
         raise FormatError(
             f"cannot read {path}: {error.strerror or error}", path=str(path)
         ) from error
-    except ValueError as error:
-        raise _broken(path, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _broken(path, "its header is not a JSON object")
-    metadata = header.pop("__metadata__", None) or {}
-    base = 8 + length
-    table = {name: _entry(path, name, info, base, file_size) for name, info in header.items()}
-    return table, {str(key): str(value) for key, value in metadata.items()}
-
-
-def _entry(path: Path, name: str, info: object, base: int, file_size: int) -> FileTensor:
-    try:
-        token = info["dtype"]  # type: ignore[index]
-        shape = tuple(int(n) for n in info["shape"])  # type: ignore[index]
-        start, end = (int(n) for n in info["data_offsets"])  # type: ignore[index]
-    except (TypeError, KeyError, ValueError) as error:
-        raise _broken(path, f"the header entry of {name!r} is malformed") from error
-    dtype = DTYPES.get(token)
-    if dtype is None:
-        raise _broken(path, f"tensor {name!r} has dtype {token!r}, which cannot be loaded")
-    if min(shape, default=0) < 0 or not 0 <= start <= end:
-        raise _broken(path, f"the header entry of {name!r} is malformed")
-    if end - start != prod(shape) * dtype.itemsize:
-        raise _broken(path, f"tensor {name!r} has {end - start} bytes for shape {list(shape)}")
-    if base + end > file_size:
-        raise FormatError(
-            f"{path} is truncated: {file_size:,} bytes, tensor {name!r} ends at {base + end:,}",
-            kind="truncated",
-            hint="copy or download the file again",
-            path=str(path),
-        )
-    return FileTensor(name, path, dtype, shape, base + start, end - start)
-
-
-def _broken(path: Path, what: str) -> FormatError:
-    return FormatError(
-        f"{path} cannot be loaded: {what}",
-        hint="copy or download the file again; `sla-ckpt verify` says what it is",
-        path=str(path),
-    )
+    table: dict[str, FileTensor] = {}
+    for name, info in header.tensors.items():
+        dtype = DTYPES.get(info.dtype)
+        if dtype is None:
+            raise FormatError(
+                f"{path}: tensor {name!r} has dtype {info.dtype}, which cannot be loaded",
+                path=str(path),
+            )
+        table[name] = FileTensor(name, path, dtype, info.shape, info.start, info.end - info.start)
+    return table, header.metadata
 
 
 Accept = Callable[[str, Tensor], None]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from sla_ckpt.errors import RegenError, UsageError
-from sla_ckpt.regen.backbone import build_empty
+from sla_ckpt.regen.empty_model import build_empty
 from sla_ckpt.regen.families.base import collate
 from sla_ckpt.regen.families.registry import adapter_for
 from sla_ckpt.regen.samples import SampleRequest, SampleSet, load_samples
