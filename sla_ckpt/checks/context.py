@@ -42,6 +42,8 @@ class VerifyOptions:
             training state out; None warns.
         config: The trainer's configuration file.
         base_model: Folder of the base model of an adapter, for its config.json.
+        against: Local checkpoint that a repository's state must equal (SLA402).
+        token: Hub token for remote targets; by default the user's. Never shown.
     """
 
     select: tuple[str, ...] = ()
@@ -53,6 +55,8 @@ class VerifyOptions:
     purpose: Purpose | None = None
     config: Path | None = None
     base_model: Path | None = None
+    against: Path | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False)

@@ -67,6 +67,7 @@ _MODULES = (
     "sla_ckpt.checks.rules_settings",
     "sla_ckpt.checks.rules_pairs",
     "sla_ckpt.checks.rules_checkpoint",
+    "sla_ckpt.hub.rules",
 )
 
 

@@ -20,8 +20,8 @@ REGEN = "restore it from a backup or the Hub, or run: sla-ckpt regen {target}"
 @rule("SLA001", "error", "state file missing")
 def state_missing(context: Context) -> Iterator[Fault]:
     checkpoint = context.checkpoint
-    if checkpoint.state_path is not None or context.is_bare_twin:
-        return
+    if checkpoint.state_path is not None or context.is_bare_twin or context.source.is_remote:
+        return  # SLA401 and SLA404 speak of repositories
     if checkpoint.twin_path is not None and context.twin is not None:
         yield Fault(
             f"{STATE_FILE} is missing; its twin {checkpoint.twin_path} is there",

@@ -41,7 +41,7 @@ def verify(target: str | Path | Source, options: VerifyOptions | None = None) ->
     """
     options = options or VerifyOptions()
     if isinstance(target, str | Path):
-        source, note = open_target(target)
+        source, note = open_target(target, token=options.token)
         return verify_source(source, options, note=note)
     return verify_source(target, options)
 
@@ -105,7 +105,7 @@ def verify_many(
         yield from pool.map(one, listed)
 
 
-def open_target(target: str | Path) -> tuple[Source, str | None]:
+def open_target(target: str | Path, *, token: str | None = None) -> tuple[Source, str | None]:
     """Open what the user named; also a note when it stands for something else.
 
     Raises:
@@ -136,7 +136,7 @@ def open_target(target: str | Path) -> tuple[Source, str | None]:
         if looks_like_repo(target):
             from sla_ckpt.hub.remote import open_remote
 
-            return open_remote(target), None
+            return open_remote(target, token=token), None
     resolve_checkpoint(path)  # raises the error that fits
     raise TargetNotFoundError(f"cannot open {target}", path=str(target))
 
