@@ -239,24 +239,26 @@ class _PatchedAttribute:
 
     def __init__(self, module: Any, name: str, make: Callable[[Any], Any]) -> None:
         self._module, self._name, self._make = module, name, make
-        self._replacement_of: dict[Any, Any] = {}
-        self._original_of: dict[Any, Any] = {}
+        self._pairs: list[tuple[Any, Any]] = []  # (original, replacement), by identity
 
     def install(self) -> None:
         current = getattr(self._module, self._name)
-        if current in self._original_of:
-            return
-        if current not in self._replacement_of:
+        for original, replacement in self._pairs:
+            if current is replacement:
+                return
+            if current is original:
+                break
+        else:
             replacement = self._make(current)
-            self._replacement_of[current] = replacement
-            self._original_of[replacement] = current
-        setattr(self._module, self._name, self._replacement_of[current])
+            self._pairs.append((current, replacement))
+        setattr(self._module, self._name, replacement)
 
     def remove(self) -> None:
         # If somebody patched over us in the meantime, theirs stays; ours, below it, is inert.
-        # If they patched and put ours back, there may be several of ours to take off.
-        while (current := getattr(self._module, self._name)) in self._original_of:
-            setattr(self._module, self._name, self._original_of[current])
+        # If they then put ours back, there may be several of ours to take off: newest first.
+        for original, replacement in reversed(self._pairs):
+            if getattr(self._module, self._name) is replacement:
+                setattr(self._module, self._name, original)
 
 
 class _Patch:
