@@ -181,7 +181,7 @@ def _open(reference: BaseReference, roots: Sequence[Path]) -> tuple[str, Backbon
                 hint="name a diffusers folder or org/model with --base-model",
             )
         folder = _download(reference, _denoiser_files)
-    files = find_backbone(folder, denoiser=reference.subfolder)
+    files = find_backbone(folder, denoiser=reference.subfolder) if folder is not None else None
     if files is None:
         raise RegenError(
             f"base model {reference.name} (from {reference.named_by}) has no denoiser in "
@@ -193,24 +193,19 @@ def _open(reference: BaseReference, roots: Sequence[Path]) -> tuple[str, Backbon
 
 def _download(
     reference: BaseReference, choose: Callable[[Sequence[str], BaseReference], list[str]]
-) -> Path:
-    """The chosen files of a Hub repository, nothing else."""
+) -> Path | None:
+    """The chosen files of a Hub repository, nothing else; None when it has none of them."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     repo, _, revision = reference.name.partition("@")
-    patterns: list[str] | None = None
-    offline = False
     try:
-        try:
-            patterns = choose(HfApi().list_repo_files(repo, revision=revision or None), reference)
-        except OfflineModeIsEnabled:
-            offline = True
-        return Path(
-            snapshot_download(
-                repo, revision=revision or None, allow_patterns=patterns, local_files_only=offline
-            )
-        )
+        wanted = choose(HfApi().list_repo_files(repo, revision=revision or None), reference)
+        if not wanted:
+            return None
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+    except OfflineModeIsEnabled:
+        return _cached(repo, revision or "main", reference)
     except (HfHubHTTPError, HFValidationError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         raise HubError(
@@ -227,11 +222,28 @@ def _download(
         ) from error
 
 
+def _cached(repo: str, revision: str, reference: BaseReference) -> Path:
+    """What an earlier download left in the Hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folders = (reference.subfolder,) if reference.subfolder else DENOISER_FOLDERS
+    for name in (PIPELINE_INDEX, *(f"{folder}/config.json" for folder in folders), "config.json"):
+        found = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parents[name.count("/")]
+    raise HubError(
+        f"base model {reference.name} is not in the Hub's cache, and offline mode is on",
+        hint="unset HF_HUB_OFFLINE, or name a local copy with --base-model DIR",
+    )
+
+
 def _denoiser_files(listed: Sequence[str], reference: BaseReference) -> list[str]:
     """Exactly the files :func:`find_backbone` will read, so that no other variant is fetched."""
     names = set(listed)
     folders = (reference.subfolder,) if reference.subfolder else DENOISER_FOLDERS
     prefix = next((f"{f}/" for f in folders if f"{f}/config.json" in names), "")
+    if f"{prefix}config.json" not in names:
+        return []
     inside = sorted(n for n in names if n.startswith(f"{prefix}{STEM}"))
     index = f"{prefix}{STEM}.safetensors.index.json"
     if index in names:
@@ -246,6 +258,8 @@ def _denoiser_files(listed: Sequence[str], reference: BaseReference) -> list[str
 
 def _pipeline_files(listed: Sequence[str], reference: BaseReference) -> list[str]:
     """Configs, tokenizers, and the plain safetensors of everything but the denoiser."""
+    if PIPELINE_INDEX not in listed:
+        return []
     chosen = [PIPELINE_INDEX]
     for name in listed:
         folder, _, file = name.partition("/")
