@@ -14,20 +14,23 @@ from torch import Tensor
 
 
 def natural_latents(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Random latents [C, ..., H, W] with a 1/f spectrum over every dimension but the first.
+    """Random latents [C, H, W] or [C, T, H, W] whose pictures have a 1/f amplitude spectrum.
 
-    Each channel has mean near 0 and the whole has variance 1, float32 on the CPU. The same
-    generator state gives the same latents.
+    Frames of a video change as slowly as the picture does across space. The whole has variance
+    1, float32 on the CPU. The same generator state gives the same latents.
     """
     white = torch.randn(shape, generator=generator)
     dims = tuple(range(1, len(shape)))
+    # In cycles per longest side, the same unit for all: a step in time changes as much as one in
+    # space.
+    scale = max(shape[-2:])
     radius = torch.zeros(shape[1:])
     for axis, length in enumerate(shape[1:]):
         view = [1] * len(dims)
         view[axis] = length
-        # In cycles per picture, so that a longer side does not change the look of the other.
-        radius = radius + (torch.fft.fftfreq(length) * length).view(view) ** 2
-    amplitude = 1.0 / (1.0 + radius.sqrt())
+        radius = radius + (torch.fft.fftfreq(length) * scale).view(view) ** 2
+    # Over three dimensions 1/f^1.5, which leaves 1/f in each frame.
+    amplitude = (1.0 + radius.sqrt()) ** (-len(dims) / 2)
     smooth = torch.fft.ifftn(torch.fft.fftn(white, dim=dims) * amplitude, dim=dims).real
     spread = smooth.std(unbiased=False)
     if not math.isfinite(float(spread)) or float(spread) == 0.0:

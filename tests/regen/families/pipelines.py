@@ -101,7 +101,13 @@ def tiny_model(class_name: str, **changes: Any) -> Any:
     """A family's tiny model with fixed random weights."""
     config = {**builtin_adapters()[class_name].tiny_config(), **changes}
     torch.manual_seed(0)
-    return getattr(diffusers, class_name).from_config(config).eval()
+    model = getattr(diffusers, class_name).from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Gates start at zero and would hide what is behind them.
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    return model
 
 
 def random_batch(model: Any, *, height: int = HEIGHT, width: int = WIDTH, **options: Any) -> Batch:
