@@ -23,9 +23,11 @@ from sla_ckpt.errors import (
 from sla_ckpt.formats.simpletuner_writer import encode_state
 from sla_ckpt.formats.twin import write_state
 from sla_ckpt.state import STATE_FILE, TWIN_FILE, PairKey, SLASettings, SLAState
+from tools.loopback_hub import LoopbackHub
 
 from .tiny_models import make_state
 
+ROOT = Path(__file__).parents[2]
 STATE = make_state("16:bf16", "64:fp16", sla_variant="sla-1", tool="test")
 
 
@@ -99,7 +101,7 @@ def test_a_folder_without_a_state_is_named(tmp_path: Path) -> None:
     assert "sla-ckpt verify" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("name", ["/no/such/checkpoint", "no-such-checkpoint", "a/b/c", "~x/y"])
+@pytest.mark.parametrize("name", ["/no/such/checkpoint", "no-such-checkpoint", "./a/b", "~x/y"])
 def test_a_path_that_does_not_exist_is_named(name: str) -> None:
     with pytest.raises(TargetNotFoundError, match="no such file or folder"):
         resolve(name)
@@ -143,21 +145,62 @@ def test_what_cannot_be_a_state_is_refused(checkpoint: object) -> None:
         resolve(checkpoint)  # type: ignore[arg-type]
 
 
-def test_a_repository_that_cannot_be_reached_is_an_error_that_says_so(tmp_path: Path) -> None:
-    script = (
-        "from sla_ckpt.attention.resolve import resolve\n"
-        "from sla_ckpt.errors import HubError\n"
-        "try:\n    resolve('org/model@v1')\n"
-        "except HubError as error:\n    print(error.message, '|', error.hint)\n"
-    )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+READ_REPOSITORIES = """
+import sys
+from sla_ckpt.attention.resolve import resolve
+from sla_ckpt.errors import SlaCkptError
+for name in sys.argv[1:]:
+    try:
+        resolved = resolve(name)
+        print(*resolved.state.pairs, resolved.variant, resolved.label)
+    except SlaCkptError as error:
+        print(type(error).__name__, error.message, "|", error.hint)
+"""
+
+
+def read_repositories(cache: Path, *names: str, **environment: str) -> list[str]:
+    """In a process of its own: huggingface_hub reads its settings once."""
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment,
-        cwd=tmp_path,
+        [sys.executable, "-c", READ_REPOSITORIES, *names],
+        env=os.environ | {"HF_HOME": str(cache), "PYTHONPATH": str(ROOT)} | environment,
+        cwd=cache,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "no path org/model here, and the Hub cannot be reached" in done.stdout
-    assert "a local copy of the checkpoint works offline" in done.stdout
+    return done.stdout.splitlines()
+
+
+def test_repositories_are_read_and_then_also_offline(folder: Path, tmp_path: Path) -> None:
+    state, twin = ((folder / name).read_bytes() for name in (STATE_FILE, TWIN_FILE))
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.add_repo("org/both", files={STATE_FILE: state, TWIN_FILE: twin})
+        hub.add_repo("org/plain", files={STATE_FILE: state})
+        hub.add_repo("org/deep", files={f"lora/{TWIN_FILE}": twin})
+        hub.add_repo("org/empty", files={"config.json": b"{}"})
+        lines = read_repositories(
+            tmp_path,
+            "org/both",
+            "org/plain",
+            "org/plain@main",
+            "org/deep/lora",
+            f"{hub.url}/org/both",
+            "org/empty",
+            "org/absent",
+            "org/both@v9",
+            HF_ENDPOINT=hub.url,
+        )
+    assert lines[:5] == [
+        "16:bf16 64:fp16 sla-1 org/both",
+        "16:bf16 64:fp16 main org/plain",
+        "16:bf16 64:fp16 main org/plain@main",
+        "16:bf16 64:fp16 sla-1 org/deep/lora",
+        f"16:bf16 64:fp16 sla-1 {hub.url}/org/both",
+    ]
+    empty, absent, revision = lines[5:]
+    assert empty.startswith(f"TargetNotFoundError no {STATE_FILE} in the Hub repository org/empty")
+    assert absent.startswith("HubError no path org/absent here, and cannot read org/absent")
+    assert revision.startswith("HubError no path org/both@v9 here, and org/both has no such rev")
+    cached = read_repositories(tmp_path, "org/both", "org/never", HF_HUB_OFFLINE="1")
+    assert cached[0] == lines[0]
+    assert cached[1].startswith("HubError no path org/never here, and cannot read org/never: off")
