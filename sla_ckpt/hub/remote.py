@@ -129,7 +129,12 @@ class HubSource:
 
     def _request(self, path: str, start: int, end: int) -> bytes:
         from huggingface_hub import get_session, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+        # Documented, but not re-exported explicitly, which mypy insists on.
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+        )
 
         url = hf_hub_url(
             self.ref.repo_id, path, revision=self.commit, endpoint=self.client.endpoint

@@ -1,0 +1,423 @@
+"""Publish a checkpoint so that no revision of the repository lacks its state.
+
+Verify, plan, upload, one commit on the parent that was planned against, read back, verify again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sla_ckpt.checkpoint.resolve import resolve_checkpoint
+from sla_ckpt.checkpoint.source import LocalSource
+from sla_ckpt.checks.context import VerifyOptions
+from sla_ckpt.checks.report import Finding, Report
+from sla_ckpt.checks.verify import verify_source
+from sla_ckpt.errors import HubError, UsageError
+from sla_ckpt.hub.client import ATTEMPTS, HubClient, connect
+from sla_ckpt.hub.failures import is_transient, status_of
+from sla_ckpt.hub.plan import PushContent, PushPlan, collect, make_plan, same_content
+from sla_ckpt.hub.remote import HubSource, RemoteFile, open_at
+from sla_ckpt.hub.repo import RepoRef, parse_repo
+from sla_ckpt.text import count, join_some
+
+#: How often a push plans anew because somebody else pushed meanwhile.
+REPLANS = 3
+#: Warnings of verify that stop a push: what is published so is published broken.
+STOPPING = ("SLA206",)
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How to publish.
+
+    Attributes:
+        revision: Branch to commit to; the default branch when None.
+        create_pr: Open a pull request instead of committing to the branch.
+        public: Make a new repository public; it is private otherwise.
+        path_in_repo: Folder in the repository for all files.
+        message: Commit message.
+        include: Glob patterns to send although they would be left out.
+        exclude: Glob patterns to leave out.
+        training_state: Also send what only a resume needs.
+        ignore: Rule codes whose findings do not stop the push.
+        dry_run: Plan only.
+        token: Hub token; the user's by default.
+    """
+
+    revision: str | None = None
+    create_pr: bool = False
+    public: bool = False
+    path_in_repo: str = ""
+    message: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    training_state: bool = False
+    ignore: tuple[str, ...] = ()
+    dry_run: bool = False
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did.
+
+    Attributes:
+        plan: What was planned, None when verify stopped it.
+        local: Verify's report of the checkpoint.
+        blocking: Findings that stopped it.
+        commit: The new commit; None when nothing was committed.
+        pull_request: URL of the pull request, if one was made.
+        remote: Verify's report of the new revision.
+        created: Whether the repository was made.
+    """
+
+    local: Report
+    plan: PushPlan | None = None
+    blocking: tuple[Finding, ...] = ()
+    commit: str | None = None
+    pull_request: str | None = None
+    remote: Report | None = None
+    created: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return not self.blocking and (self.remote is None or self.remote.ok)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "ok": self.ok,
+            "plan": self.plan.to_dict() if self.plan else None,
+            "blocking": [finding.to_dict() for finding in self.blocking],
+            "commit": self.commit,
+            "pull_request": self.pull_request,
+            "created": self.created,
+            "local": self.local.to_dict(),
+            "remote": self.remote.to_dict() if self.remote else None,
+        }
+
+
+def push(
+    repo: str | RepoRef,
+    checkpoint: str | Path | None = None,
+    options: PushOptions | None = None,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str, int], None] | None = None,
+) -> PushResult:
+    """Publish a checkpoint with its state in one commit.
+
+    Args:
+        repo: ``org/model`` in any form people paste; a revision or folder in it counts.
+        checkpoint: Checkpoint folder or output directory; the current directory by default.
+        options: How.
+        note: Called with one line per stage.
+        progress: Called with (path, bytes) while files are hashed.
+
+    Returns:
+        What was done. ``blocking`` is not empty when verify stopped it; nothing was sent then.
+
+    Raises:
+        HubError: The Hub refused, failed or could not be reached.
+        UsageError: Options that contradict each other, or exclude what the model needs.
+        TargetNotFoundError: No such checkpoint.
+    """
+    options = options or PushOptions()
+    ref, base = _target(repo, options)
+    root = resolve_checkpoint(checkpoint)
+    note(f"verifying {root}")
+    verify_options = VerifyOptions(purpose="inference", ignore=options.ignore)
+    local = verify_source(LocalSource(root), verify_options)
+    blocking = tuple(f for f in local.findings if f.level == "error" or f.code in STOPPING)
+    if blocking:
+        return PushResult(local, blocking=blocking)
+    client = connect(options.token)
+    account = None if options.dry_run and not client.has_token else _check_token(client, ref)
+    head = _open_if_exists(client, ref)
+    if head is not None and account is not None and not options.dry_run:
+        note(f"{ref.repo_id} exists, pushing as {account}")
+    note(f"hashing the files of {root}")
+    content = collect(
+        root,
+        base=base,
+        include=options.include,
+        exclude=options.exclude,
+        training_state=options.training_state,
+        progress=progress,
+    )
+    plan = _plan(content, ref, head, root)
+    if options.dry_run or not plan.to_send:
+        return PushResult(local, plan)
+    created = False
+    if head is None:
+        created = _create(client, ref, public=options.public)
+        note(f"made {ref.repo_id} ({'public' if options.public else 'private'})")
+        head = _open_branch(client, ref, note)
+        plan = _plan(content, ref, head, root)
+    plan, commit, request = _commit(client, content, plan, options, root, note)
+    note("reading the new revision back")
+    after = open_at(client, RepoRef(ref.repo_id, commit))
+    _compare(plan, after)
+    remote = _verify_remote(after, base, options)
+    return PushResult(local, plan, (), commit, request, remote, created)
+
+
+def _target(repo: str | RepoRef, options: PushOptions) -> tuple[RepoRef, str]:
+    ref = repo if isinstance(repo, RepoRef) else parse_repo(repo)
+    if ref.revision and options.revision and ref.revision != options.revision:
+        raise UsageError(f"two revisions: {ref.revision} and --revision {options.revision}")
+    base = options.path_in_repo.strip("/") or ref.subfolder
+    if "\\" in base or (any(part in ("", ".", "..") for part in base.split("/")) and base):
+        raise UsageError(f"--path-in-repo {base!r} is not a folder", hint="use a/b, with slashes")
+    return RepoRef(ref.repo_id, options.revision or ref.revision), base
+
+
+def _check_token(client: HubClient, ref: RepoRef) -> str:
+    """Refuse a missing or read-only token before anything is sent; the account's name."""
+    if not client.has_token:
+        raise HubError(
+            f"cannot push to {ref.repo_id}: there is no Hub token",
+            hint="run: hf auth login, or set HF_TOKEN to a token with write access",
+        )
+    with client.errors("push to", ref.repo_id):
+        me: dict[str, Any] = client.retry(lambda: client.api.whoami())
+    role = (me.get("auth") or {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise HubError(
+            f"cannot push to {ref.repo_id}: this token can only read",
+            hint="make a token with write access at hf.co/settings/tokens",
+        )
+    return str(me.get("name", "?"))
+
+
+def _open_if_exists(client: HubClient, ref: RepoRef) -> HubSource | None:
+    """The repository at the branch's head; None when there is no repository yet."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    with client.errors("read", ref.repo_id):
+        try:
+            info: Any = client.retry(
+                lambda: client.api.repo_info(
+                    ref.repo_id, revision=ref.revision, files_metadata=True
+                )
+            )
+        except RevisionNotFoundError:
+            return None
+        except RepositoryNotFoundError:
+            return None
+    from sla_ckpt.hub.remote import listing_of
+
+    return HubSource(client, ref, str(info.sha), listing_of(info))
+
+
+def _create(client: HubClient, ref: RepoRef, *, public: bool) -> bool:
+    """Make the repository; whether it is new. It may be there without create rights."""
+    with client.errors("create", ref.repo_id):
+        # exist_ok also makes a repetition after a lost answer harmless.
+        client.retry(lambda: client.api.create_repo(ref.repo_id, private=not public, exist_ok=True))
+    return True
+
+
+def _open_branch(client: HubClient, ref: RepoRef, note: Callable[[str], None]) -> HubSource:
+    """The branch's head, the branch made from the default one when it is not there."""
+    opened = _open_if_exists(client, ref)
+    if opened is None and ref.revision is not None:
+        branch = ref.revision
+        with client.errors("make a branch of", ref.repo_id):
+            client.retry(
+                lambda: client.api.create_branch(ref.repo_id, branch=branch, exist_ok=True)
+            )
+        note(f"made branch {branch}")
+        opened = _open_if_exists(client, ref)
+    return opened if opened is not None else open_at(client, ref)
+
+
+def _plan(content: PushContent, ref: RepoRef, head: HubSource | None, root: Path) -> PushPlan:
+    readme = f"{content.base}/README.md" if content.base else "README.md"
+    card: str | None = None
+    if head is not None and readme in head.listing:
+        card = _decode_card(head.read(readme))
+    elif (root / "README.md").is_file():
+        card = _decode_card((root / "README.md").read_bytes())
+    if head is None:
+        return make_plan(content, ref, None, {}, card)
+    return make_plan(content, ref, head.commit, head.listing, card)
+
+
+def _decode_card(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise HubError(
+            "README.md is not UTF-8 text", hint="save it as UTF-8, then push again"
+        ) from error
+
+
+def _commit(
+    client: HubClient,
+    content: PushContent,
+    plan: PushPlan,
+    options: PushOptions,
+    root: Path,
+    note: Callable[[str], None],
+) -> tuple[PushPlan, str, str | None]:
+    """Commit the plan; plan anew when the branch moved. (plan, commit, pull request URL)"""
+    for _ in range(REPLANS + 1):
+        size = plan.bytes_to_send
+        note(f"sending {count(len(plan.to_send), 'file')}, {size:,} bytes")
+        done = _try_commit(client, plan, options, note)
+        if done is not None:
+            return plan, *done
+        note("somebody else pushed meanwhile, planning anew")
+        head = open_at(client, plan.ref)
+        plan = _plan(content, plan.ref, head, root)
+        if not plan.to_send:
+            return plan, head.commit, None
+    raise HubError(
+        f"{plan.ref.repo_id} changes faster than this push can follow",
+        hint="run the command again when nobody else is pushing",
+    )
+
+
+def _try_commit(
+    client: HubClient, plan: PushPlan, options: PushOptions, note: Callable[[str], None]
+) -> tuple[str, str | None] | None:
+    """One plan's commit, tried again after transient failures; None when the parent is stale."""
+    from huggingface_hub import CommitOperationAdd
+
+    operations = [
+        CommitOperationAdd(
+            path_in_repo=entry.path,
+            path_or_fileobj=entry.file.source
+            if isinstance(entry.file.source, bytes)
+            else str(entry.file.source),
+        )
+        for entry in plan.to_send
+    ]
+    repo_id, revision = plan.ref.repo_id, plan.ref.revision
+    with client.errors("upload to", repo_id):
+        client.retry(
+            lambda: client.api.preupload_lfs_files(
+                repo_id,
+                operations,
+                revision=revision,
+                create_pr=options.create_pr or None,
+                free_memory=False,
+            )
+        )
+    _refuse_ignored(plan, operations)
+    message = options.message or f"Upload {_describe(plan)} with sla-ckpt"
+    for attempt in range(ATTEMPTS):
+        try:
+            info = client.api.create_commit(
+                repo_id,
+                operations,
+                commit_message=message,
+                revision=revision,
+                create_pr=options.create_pr or None,
+                parent_commit=plan.parent,
+            )
+            return str(info.oid), str(info.pr_url) if info.pr_url else None
+        except Exception as error:
+            if status_of(error) == 412:
+                landed = None if options.create_pr else _landed(client, plan)
+                return (landed, None) if landed else None
+            if not is_transient(error) or attempt + 1 == ATTEMPTS:
+                with client.errors("commit to", repo_id):
+                    raise
+            time.sleep(_pause(client, error, attempt))
+            # The answer may have been lost after the commit landed.
+            landed = _landed_request(client, plan) if options.create_pr else None
+            if landed is not None:
+                return landed
+            head = None if options.create_pr else _landed(client, plan)
+            if head is not None:
+                note("the commit had landed, only its answer was lost")
+                return head, None
+    raise AssertionError("unreachable")
+
+
+def _pause(client: HubClient, error: BaseException, attempt: int) -> float:
+    from sla_ckpt.hub.client import _delay
+
+    return _delay(error, attempt)
+
+
+def _landed(client: HubClient, plan: PushPlan) -> str | None:
+    """The branch's head if it holds everything the plan wanted to send."""
+    head = open_at(client, plan.ref)
+    if head.commit == plan.parent:
+        return None
+    return head.commit if _holds(plan, head.listing) else None
+
+
+def _landed_request(client: HubClient, plan: PushPlan) -> tuple[str, str | None] | None:
+    """The newest open pull request if it holds everything the plan wanted to send."""
+    with client.errors("read the pull requests of", plan.ref.repo_id):
+        newest = max(
+            client.retry(
+                lambda: [
+                    item
+                    for item in client.api.get_repo_discussions(plan.ref.repo_id)
+                    if item.is_pull_request and item.status in ("open", "draft")
+                ]
+            ),
+            key=lambda item: item.num,
+            default=None,
+        )
+    if newest is None:
+        return None
+    head = open_at(client, RepoRef(plan.ref.repo_id, f"refs/pr/{newest.num}"))
+    return (head.commit, newest.url) if _holds(plan, head.listing) else None
+
+
+def _holds(plan: PushPlan, listing: dict[str, RemoteFile] | Any) -> bool:
+    return all(
+        entry.path in listing and same_content(entry.file.hash, listing[entry.path])
+        for entry in plan.entries
+    )
+
+
+def _refuse_ignored(plan: PushPlan, operations: list[Any]) -> None:
+    """A required file that the repository's .gitignore drops must not be dropped in silence."""
+    required = {entry.path for entry in plan.entries if entry.file.required}
+    dropped = sorted(
+        operation.path_in_repo
+        for operation in operations
+        if getattr(operation, "_should_ignore", False) and operation.path_in_repo in required
+    )
+    if dropped:
+        raise HubError(
+            f"{plan.ref.repo_id}: its .gitignore drops what the model needs: {join_some(dropped)}",
+            hint="correct .gitignore in the repository, then push again; nothing was committed",
+        )
+
+
+def _describe(plan: PushPlan) -> str:
+    names = [entry.path.rpartition("/")[2] for entry in plan.to_send]
+    return names[0] if len(names) == 1 else count(len(names), "file")
+
+
+def _compare(plan: PushPlan, after: HubSource) -> None:
+    """Every file of the plan must be at the new revision, with the same bytes."""
+    wrong = [
+        entry.path
+        for entry in plan.entries
+        if entry.path not in after.listing
+        or not same_content(entry.file.hash, after.listing[entry.path])
+    ]
+    if wrong:
+        raise HubError(
+            f"{plan.ref.repo_id} at {after.commit[:8]} does not hold what was sent: "
+            f"{join_some(wrong)}",
+            hint="run the command again; if it stays, report it to the Hub",
+        )
+
+
+def _verify_remote(after: HubSource, base: str, options: PushOptions) -> Report:
+    source = after.subsource(base) if base else after
+    return verify_source(source, VerifyOptions(purpose="inference", ignore=options.ignore))
