@@ -62,7 +62,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", rf"/_cas/v1/xorbs/default/{HASH}", xet_api.get_xorb),
     ("POST", r"/_cas/v1/shards", xet_api.put_shard),
     ("GET", rf"/_cas/v1/reconstructions/{HASH}", xet_api.reconstruction),
-    ("POST", r"/_cas/v1/telemetry", xet_api.telemetry),
+    ("POST", r"(?:/_cas)?/v1/telemetry", xet_api.telemetry),
     ("GET", rf"/{REPO}/resolve/{REV}/(?P<path>.+)", download.resolve),
 ]
 

@@ -173,31 +173,37 @@ class _Exchange:
         self._transport.abort()
 
     async def stall(self) -> None:
-        passed, done = 0, False
+        left = self._fault.after
+        held = False
 
-        async def hold(count: int) -> None:
-            nonlocal passed, done
-            passed += count
-            if not done and passed >= self._fault.after:
-                done = True
+        async def hold_request() -> Message:
+            nonlocal left, held
+            if left <= 0 and not held:
+                held = True
                 await self._sleep()
-
-        async def slow_receive() -> Message:
-            await hold(0)
             message = await self._receive()
-            await hold(len(message.get("body", b"")))
+            left -= len(message.get("body", b""))
             return message
 
-        async def slow_send(message: Message) -> None:
-            await hold(0)
+        async def hold_response(message: Message) -> None:
+            nonlocal left, held
+            body = message.get("body", b"")
+            if not held and message["type"] == "http.response.body" and len(body) >= left:
+                held = True
+                if left > 0:
+                    await self._send({**message, "body": body[:left], "more_body": True})
+                await self._sleep()
+                message = {**message, "body": body[left:]}
+            left -= len(body)
             await self._send(message)
-            await hold(len(message.get("body", b"")))
 
-        if self._fault.phase == "request":
-            await hold(0)
-            await self._app(self._scope, slow_receive, self._send)
-        else:
-            await self._app(self._scope, self._receive, slow_send)
+        if self._fault.phase == "response":
+            await self._app(self._scope, self._receive, hold_response)
+            return
+        if left <= 0:
+            held = True
+            await self._sleep()
+        await self._app(self._scope, hold_request, self._send)
 
     async def corrupt(self) -> None:
         passed = 0

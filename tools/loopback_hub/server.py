@@ -45,7 +45,7 @@ class LoopbackHub:
     def __init__(
         self, root: Path, *, xet: bool = False, port: int = 0, settings: Settings | None = None
     ) -> None:
-        root = Path(root)
+        self.root = root = Path(root)
         root.mkdir(parents=True, exist_ok=True)
         objects = ObjectStore(root)
         self._state = State(
@@ -148,6 +148,10 @@ class LoopbackHub:
     @property
     def url(self) -> str:
         return self._state.url
+
+    @property
+    def has_xet(self) -> bool:
+        return self._state.cas is not None
 
     @property
     def settings(self) -> Settings:
