@@ -8,6 +8,7 @@ F = (y − c_skip·x)/c_out with y = σ_data·latents, so that no noise level do
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sla_ckpt.errors import RegenError
 from sla_ckpt.regen.families.base import (
     BaseAdapter,
     Batch,
@@ -91,6 +93,11 @@ class CosmosAdapter(BaseAdapter):
             "encoder_hidden_states": as_input(batch, "prompt_embeds", noisy),
         }
         if config.get("concat_padding_mask", True):
+            if importlib.util.find_spec("torchvision") is None:
+                raise RegenError(
+                    "diffusers needs torchvision to run Cosmos, and it is not installed",
+                    hint="run: pip install torchvision",
+                )
             inputs["padding_mask"] = noisy.new_zeros(1, 1, rows, columns)
         if entry(config, "in_channels", 16) > self.latent_channels(config):
             # Which frames are given: none.

@@ -1,13 +1,14 @@
 """HiDream-I1: four text encoders, experts, negated velocity.
 
-Outside training mode diffusers runs the experts without gradients, which would cut proj_l off
-from most of the loss. ``running`` puts the expert layers (nothing else) into training mode.
+In inference mode diffusers runs the experts without gradients, which would cut proj_l off from
+most of the loss. ``running`` puts the expert layers (nothing else) into training mode, which
+computes the same values.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,14 +97,20 @@ class HiDreamAdapter(BaseAdapter):
         experts: list[torch.nn.Module] = [
             module for module in model.modules() if hasattr(module, "moe_infer")
         ]
-        before = [module.training for module in experts]
+        modes = ("training", "_force_inference_output")
+        before = [[getattr(module, mode) for mode in modes] for module in experts]
         for module in experts:
-            module.training = True
+            _set(module, modes, (True, False))
         try:
             yield
         finally:
-            for module, training in zip(experts, before, strict=True):
-                module.training = training
+            for module, values in zip(experts, before, strict=True):
+                _set(module, modes, values)
+
+
+def _set(module: torch.nn.Module, names: Iterable[str], values: Iterable[bool]) -> None:
+    for name, value in zip(names, values, strict=True):
+        setattr(module, name, value)
 
 
 ADAPTERS: tuple[FamilyAdapter, ...] = (HiDreamAdapter(),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from typing import Any
 
 import pytest
@@ -176,6 +177,53 @@ def test_hunyuan_15_without_mask_computes_what_masked_padding_does() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("forced", [False, True])
+def test_gradients_reach_through_the_experts_of_hidream(forced: bool) -> None:
+    """Backward agrees with central differences in float64, and the values stay what they were."""
+    model = tiny_model("HiDreamImageTransformer2DModel", force_inference_output=forced).double()
+    adapter = adapter_for(model.config)
+    batch = random_batch(model, height=64, width=64)
+    t = torch.full((2,), 0.5)
+    noisy = batch.latents.double().requires_grad_()
+
+    def loss(latents: Tensor) -> Tensor:
+        output = model(**adapter.make_inputs(model, batch, latents, t))
+        return adapter.read_prediction(output, batch).square().mean()
+
+    plain = loss(noisy.detach())
+    direction = torch.randn_like(noisy)
+    step = 1e-5 * direction
+    with adapter.running(model):
+        value = loss(noisy)
+        value.backward()
+        with torch.no_grad():
+            slope = (loss(noisy + step) - loss(noisy - step)) / 2e-5
+    torch.testing.assert_close(value.detach(), plain)
+    assert noisy.grad is not None
+    torch.testing.assert_close((noisy.grad * direction).sum(), slope, rtol=1e-4, atol=1e-9)
+
+
+def test_checkpointed_blocks_recompute_the_same_attention() -> None:
+    """``running`` must be in force in backward; entering it twice, as nested users do, is fine."""
+    for class_name in ("HunyuanVideo15Transformer3DModel", "HiDreamImageTransformer2DModel"):
+        gradients = []
+        for checkpointing in (False, True):
+            model = in_bfloat16(tiny_model(class_name))
+            if checkpointing:
+                model.enable_gradient_checkpointing()
+            adapter = adapter_for(model.config)
+            batch = random_batch(model, height=128, width=128, frames=1)
+            with (
+                use_sla(SETTINGS, kernel="reference", trainable=True, missing="zero") as session,
+                adapter.running(model),
+            ):
+                prediction, target = run(model, adapter, batch)
+                (prediction.float() - target).square().mean().backward()
+            (module,) = session.modules.values()
+            gradients.append(module.proj_l.weight.grad)
+        torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_running_leaves_the_model_as_it_was() -> None:
     for class_name in ("HunyuanVideo15Transformer3DModel", "HiDreamImageTransformer2DModel"):
         model = tiny_model(class_name)
@@ -241,3 +289,13 @@ def test_unknown_prediction_type_is_refused() -> None:
     config = builtin_adapters()["UNet2DConditionModel"].tiny_config()
     with pytest.raises(RegenError, match="prediction_type 'odd'"):
         adapter_for(config, {"prediction_type": "odd"})
+
+
+def test_cosmos_without_torchvision_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("CosmosTransformer3DModel", concat_padding_mask=True)
+    adapter = adapter_for(model.config)
+    batch = random_batch(model)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RegenError, match="torchvision") as info:
+        adapter.make_inputs(model, batch, batch.latents, torch.full((2,), 0.5))
+    assert info.value.hint == "run: pip install torchvision"
