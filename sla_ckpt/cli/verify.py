@@ -13,6 +13,7 @@ from sla_ckpt.checks.verify import VerifyOptions, expand_target, verify_many
 from sla_ckpt.cli import _options
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import UsageError
+from sla_ckpt.state import PairKey
 
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +42,14 @@ from sla_ckpt.errors import UsageError
     type=click.Path(file_okay=False),
     help="Folder of an adapter's base model, to derive the pairs from its config.",
 )
+@click.option(
+    "--against",
+    type=click.Path(),
+    metavar="CHECKPOINT",
+    help="Local checkpoint whose state a repository must hold (SLA402).",
+)
+@click.option("--all", "organisation", metavar="ORG", help="Every model of a Hub account.")
+@_options.token
 @click.option("-r", "--recursive", is_flag=True, help="Every checkpoint below a folder.")
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=4, show_default=True, help="Targets at a time."
@@ -59,6 +68,9 @@ def command(
     purpose: Literal["resume", "inference"] | None,
     config: str | None,
     base_model: str | None,
+    against: str | None,
+    organisation: str | None,
+    token: str | None,
     recursive: bool,
     jobs: int,
     output_format: str,
@@ -70,12 +82,30 @@ def command(
     sla_attention.pt, or a Hub repository org/model[@revision][/folder] or its URL. Without one,
     the current directory.
     """
-    options = _build_options(
-        select, ignore, deep, tokens, resolution, expect, purpose, config, base_model
+    options = VerifyOptions(
+        select=_options.split_codes(select),
+        ignore=_options.split_codes(ignore),
+        deep=deep,
+        tokens=tokens,
+        resolution=_pixels(resolution),
+        expect=_pairs(expect),
+        purpose=purpose,
+        config=_path(config),
+        base_model=_path(base_model),
+        against=_path(against),
+        token=token,
     )
-    expanded = [
-        item for target in targets or (".",) for item in expand_target(target, recursive=recursive)
-    ]
+    if organisation is not None:
+        if targets:
+            raise UsageError("--all ORG takes no other targets")
+        from sla_ckpt.hub.remote import list_org
+
+        expanded = list_org(organisation, token=token)
+        if not expanded:
+            raise UsageError(f"{organisation} has no models that you can see")
+    else:
+        named = targets or (".",)
+        expanded = [item for t in named for item in expand_target(t, recursive=recursive)]
     reports = list(verify_many(expanded, options, jobs=jobs))
     output = Output(quiet=quiet)
     if output_format == "text":
@@ -88,35 +118,20 @@ def command(
     return combined_exit_code(reports, strict=strict)
 
 
-def _build_options(
-    select: tuple[str, ...],
-    ignore: tuple[str, ...],
-    deep: bool,
-    tokens: int | None,
-    resolution: str | None,
-    expect: tuple[str, ...],
-    purpose: Literal["resume", "inference"] | None,
-    config: str | None,
-    base_model: str | None,
-) -> VerifyOptions:
-    from sla_ckpt.checkpoint.runconfig import parse_resolution
-    from sla_ckpt.state import PairKey
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text is not None else None
 
-    pixels = None
-    if resolution is not None:
-        pixels = parse_resolution(resolution)
-        if pixels is None:
-            raise UsageError(f"--resolution {resolution!r} is not WxH", hint="write 1024x1024")
-    return VerifyOptions(
-        select=_options.split_codes(select),
-        ignore=_options.split_codes(ignore),
-        deep=deep,
-        tokens=tokens,
-        resolution=pixels,
-        expect=tuple(
-            PairKey.parse_lenient(part) for value in expect for part in value.split(",") if part
-        ),
-        purpose=purpose,
-        config=Path(config).expanduser() if config is not None else None,
-        base_model=Path(base_model).expanduser() if base_model is not None else None,
-    )
+
+def _pixels(text: str | None) -> tuple[int, int] | None:
+    from sla_ckpt.checkpoint.runconfig import parse_resolution
+
+    if text is None:
+        return None
+    pixels = parse_resolution(text)
+    if pixels is None:
+        raise UsageError(f"--resolution {text!r} is not WxH", hint="write 1024x1024")
+    return pixels
+
+
+def _pairs(values: tuple[str, ...]) -> tuple[PairKey, ...]:
+    return tuple(PairKey.parse_lenient(p) for value in values for p in value.split(",") if p)

@@ -65,11 +65,12 @@ class HubClient:
             except Exception as error:
                 if attempt + 1 == ATTEMPTS or not is_transient(error):
                     raise
-                time.sleep(_delay(error, attempt))
+                time.sleep(retry_delay(error, attempt))
         raise AssertionError("unreachable")
 
 
-def _delay(error: BaseException, attempt: int) -> float:
+def retry_delay(error: BaseException, attempt: int) -> float:
+    """Seconds to wait before the next attempt: what the Hub asks for, else 1, 2, 4, …"""
     headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
     try:
         asked = float(headers.get("Retry-After", ""))

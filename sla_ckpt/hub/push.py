@@ -6,7 +6,7 @@ Verify, plan, upload, one commit on the parent that was planned against, read ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sla_ckpt.checks.context import VerifyOptions
 from sla_ckpt.checks.report import Finding, Report
 from sla_ckpt.checks.verify import verify_source
 from sla_ckpt.errors import HubError, UsageError
-from sla_ckpt.hub.client import ATTEMPTS, HubClient, connect
+from sla_ckpt.hub.client import ATTEMPTS, HubClient, connect, retry_delay
 from sla_ckpt.hub.failures import is_transient, status_of
 from sla_ckpt.hub.plan import PushContent, PushPlan, collect, make_plan, same_content
 from sla_ckpt.hub.remote import HubSource, RemoteFile, open_at
@@ -152,9 +152,9 @@ def push(
     plan = _plan(content, ref, head, root)
     if options.dry_run or not plan.to_send:
         return PushResult(local, plan)
-    created = False
+    created = head is None
     if head is None:
-        created = _create(client, ref, public=options.public)
+        _create(client, ref, public=options.public)
         note(f"made {ref.repo_id} ({'public' if options.public else 'private'})")
         head = _open_branch(client, ref, note)
         plan = _plan(content, ref, head, root)
@@ -214,12 +214,11 @@ def _open_if_exists(client: HubClient, ref: RepoRef) -> HubSource | None:
     return HubSource(client, ref, str(info.sha), listing_of(info))
 
 
-def _create(client: HubClient, ref: RepoRef, *, public: bool) -> bool:
-    """Make the repository; whether it is new. It may be there without create rights."""
+def _create(client: HubClient, ref: RepoRef, *, public: bool) -> None:
+    """Make the repository if it is not there; its branch may be all that is missing."""
     with client.errors("create", ref.repo_id):
         # exist_ok also makes a repetition after a lost answer harmless.
         client.retry(lambda: client.api.create_repo(ref.repo_id, private=not public, exist_ok=True))
-    return True
 
 
 def _open_branch(client: HubClient, ref: RepoRef, note: Callable[[str], None]) -> HubSource:
@@ -324,35 +323,25 @@ def _try_commit(
             return str(info.oid), str(info.pr_url) if info.pr_url else None
         except Exception as error:
             if status_of(error) == 412:
-                landed = None if options.create_pr else _landed(client, plan)
-                return (landed, None) if landed else None
+                return None if options.create_pr else _landed(client, plan)
             if not is_transient(error) or attempt + 1 == ATTEMPTS:
                 with client.errors("commit to", repo_id):
                     raise
-            time.sleep(_pause(client, error, attempt))
+            time.sleep(retry_delay(error, attempt))
             # The answer may have been lost after the commit landed.
-            landed = _landed_request(client, plan) if options.create_pr else None
+            landed = (_landed_request if options.create_pr else _landed)(client, plan)
             if landed is not None:
-                return landed
-            head = None if options.create_pr else _landed(client, plan)
-            if head is not None:
                 note("the commit had landed, only its answer was lost")
-                return head, None
+                return landed
     raise AssertionError("unreachable")
 
 
-def _pause(client: HubClient, error: BaseException, attempt: int) -> float:
-    from sla_ckpt.hub.client import _delay
-
-    return _delay(error, attempt)
-
-
-def _landed(client: HubClient, plan: PushPlan) -> str | None:
-    """The branch's head if it holds everything the plan wanted to send."""
+def _landed(client: HubClient, plan: PushPlan) -> tuple[str, None] | None:
+    """The branch's head if it moved and holds everything the plan wanted to send."""
     head = open_at(client, plan.ref)
-    if head.commit == plan.parent:
+    if head.commit == plan.parent or not _holds(plan, head.listing):
         return None
-    return head.commit if _holds(plan, head.listing) else None
+    return head.commit, None
 
 
 def _landed_request(client: HubClient, plan: PushPlan) -> tuple[str, str | None] | None:
@@ -375,7 +364,7 @@ def _landed_request(client: HubClient, plan: PushPlan) -> tuple[str, str | None]
     return (head.commit, newest.url) if _holds(plan, head.listing) else None
 
 
-def _holds(plan: PushPlan, listing: dict[str, RemoteFile] | Any) -> bool:
+def _holds(plan: PushPlan, listing: Mapping[str, RemoteFile]) -> bool:
     return all(
         entry.path in listing and same_content(entry.file.hash, listing[entry.path])
         for entry in plan.entries

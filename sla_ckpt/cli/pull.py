@@ -1,0 +1,98 @@
+"""``sla-ckpt pull``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+
+from sla_ckpt.checks.render import to_text
+from sla_ckpt.cli import _options
+from sla_ckpt.cli._output import Output
+from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK
+from sla_ckpt.hub.pull import PullOptions, PullResult, pull
+from sla_ckpt.text import count, one_line
+
+
+@click.command("pull", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("repo")
+@click.argument("directory", required=False)
+@_options.dry_run
+@click.option("--revision", metavar="REV", help="Branch, tag or commit.")
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice(["inference", "resume"]),
+    default="inference",
+    show_default=True,
+    help="Whether to fetch what only a resume needs.",
+)
+@click.option("--include", multiple=True, metavar="GLOB", help="Also fetch these. Repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these out. Repeatable.")
+@click.option("--force", is_flag=True, help="Replace local files that differ.")
+@_options.ignore
+@_options.token
+@_options.output_format("text", "json")
+@_options.quiet
+def command(
+    repo: str,
+    directory: str | None,
+    dry_run: bool,
+    revision: str | None,
+    purpose: Literal["inference", "resume"],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    force: bool,
+    ignore: tuple[str, ...],
+    token: str | None,
+    output_format: str,
+    quiet: bool,
+) -> int:
+    """Fetch a checkpoint with its state and verify it.
+
+    REPO is org/model[@revision][/folder] in any form; DIRECTORY the target, named after the
+    repository by default. An interrupted pull goes on where it stopped.
+    """
+    output = Output(quiet=quiet)
+    result = pull(
+        repo,
+        directory,
+        PullOptions(
+            revision=revision,
+            purpose=purpose,
+            include=include,
+            exclude=exclude,
+            force=force,
+            ignore=_options.split_codes(ignore),
+            dry_run=dry_run,
+            token=token,
+        ),
+        note=output.note,
+    )
+    if output_format == "json":
+        output.json(result.to_dict())
+    else:
+        output.data(_text(result, quiet=quiet))
+    return EXIT_OK if result.ok else EXIT_FINDINGS
+
+
+def _text(result: PullResult, *, quiet: bool) -> str:
+    size = sum(result.fetched.values())
+    if result.report is None:
+        lines = [f"  {size:>15,}  {one_line(path)}" for path, size in result.fetched.items()]
+        lines += [
+            f"  {'left out':>15}  {one_line(p)} ({why})" for p, why in result.left_out.items()
+        ]
+        lines.append(
+            f"would fetch {count(len(result.fetched), 'file')}, {size:,} bytes of "
+            f"{result.ref} into {result.directory}"
+        )
+        return "\n".join(lines)
+    head = (
+        f"fetched {count(len(result.fetched), 'file')}, {size:,} bytes of {result.ref} at "
+        f"{result.commit[:12]} into {result.directory}"
+    )
+    if result.present:
+        head += f"; {count(len(result.present), 'file')} were there already"
+    text = to_text([result.report], quiet=quiet)
+    return f"{head}\n{text}" if text else head
