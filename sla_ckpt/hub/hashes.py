@@ -1,7 +1,7 @@
-"""sha256 and git ids of local files, with a cache of the sha256 in the user's cache folder.
+"""Hashes of local files, remembered between runs.
 
-An entry is used only while device, inode, size, modification and change time are what they were
-when the file was hashed. Nothing is ever written into the checkpoint.
+Hashing is most of the time of a push in which nothing changed. A file whose size, modification
+time and inode are as they were is taken to be the same, as git and make do.
 """
 
 from __future__ import annotations
@@ -11,127 +11,125 @@ import hashlib
 import json
 import os
 import sys
-import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from sla_ckpt.errors import TargetNotFoundError, WriteError
 from sla_ckpt.fsio import atomic_write
 
-CACHE_VARIABLE = "SLA_CKPT_CACHE"
-_MAX_ENTRIES = 20_000
-#: A file changed this recently may change again within the resolution of its timestamps.
-_SETTLED_SECONDS = 2.0
-_THREADS = 4
+CHUNK = 4 * 1024 * 1024
+MAX_ENTRIES = 20_000
+#: Below this, hashing costs less than the bookkeeping.
+SMALL = 64 * 1024
 
 
-def cache_directory() -> Path:
-    """Where hashes are kept: ``SLA_CKPT_CACHE``, else the platform's cache folder."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser()
-    if chosen := os.environ.get("XDG_CACHE_HOME"):
-        return Path(chosen).expanduser() / "sla-ckpt"
-    if os.name == "nt" and (chosen := os.environ.get("LOCALAPPDATA")):
-        return Path(chosen) / "sla-ckpt" / "cache"
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches/sla-ckpt").expanduser()
-    return Path("~/.cache/sla-ckpt").expanduser()
+@dataclass(frozen=True)
+class FileHash:
+    """Content hashes of one file.
 
-
-def signature(path: Path) -> str:
-    """What identifies a file's content without reading it.
-
-    Raises:
-        TargetNotFoundError: The file is gone.
+    Attributes:
+        size: Bytes.
+        sha256: Hex digest, as LFS and xet name a file.
+        git: Hex SHA-1 of the git blob, as the Hub names a regular file.
     """
-    try:
-        info = path.stat()
-    except OSError as error:
-        raise TargetNotFoundError(
-            f"cannot read {path}: {error.strerror or error}", path=str(path)
-        ) from error
-    return ":".join(
-        str(part)
-        for part in (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-    )
+
+    size: int
+    sha256: str
+    git: str
+
+
+def cache_path() -> Path:
+    """Where hashes are remembered: the user's cache folder, never the checkpoint."""
+    if override := os.environ.get("SLA_CKPT_CACHE"):
+        return Path(override) / "hashes.json"
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local"))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "sla-ckpt" / "hashes.json"
 
 
 class HashCache:
-    """sha256 by file signature. A cache that cannot be read or written is as good as empty."""
+    """Hashes by path, valid while size, mtime and inode stay. Use as a context manager."""
 
-    def __init__(self, file: Path | None = None) -> None:
-        self._file = file or cache_directory() / "sha256.json"
-        self._known = _load(self._file)
+    def __init__(self) -> None:
+        self._path = cache_path()
+        self._entries: dict[str, list[object]] = {}
         self._changed = False
 
-    def get(self, path: Path) -> str | None:
-        """The sha256 of a file, if it is known without reading it."""
-        return self._known.get(signature(path))
+    def __enter__(self) -> HashCache:
+        try:
+            loaded = json.loads(self._path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            loaded = {}
+        if isinstance(loaded, dict):
+            self._entries = {k: v for k, v in loaded.items() if isinstance(v, list)}
+        return self
 
-    def put(self, path: Path, sha256: str, *, at: str) -> None:
-        """Remember a hash.
+    def __exit__(self, *exception: object) -> None:
+        if not self._changed:
+            return
+        kept = dict(list(self._entries.items())[-MAX_ENTRIES:])
+        # A cache that cannot be written only costs time next run.
+        with contextlib.suppress(OSError, WriteError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(self._path, json.dumps(kept).encode())
+
+    def hash(self, path: Path, progress: Callable[[int], None] | None = None) -> FileHash:
+        """Hash a file, or remember it.
 
         Args:
-            path: The file.
-            sha256: Hex digest.
-            at: The file's signature from before it was read; nothing is remembered if it changed.
-        """
-        if signature(path) != at or time.time() - path.stat().st_mtime < _SETTLED_SECONDS:
-            return
-        self._known[at] = sha256
-        self._changed = True
-
-    def sha256(self, path: Path) -> str:
-        """The sha256 of a file, from the cache or by reading it.
+            path: The file; links are followed.
+            progress: Called with the number of bytes of each piece.
 
         Raises:
-            TargetNotFoundError: The file cannot be read.
+            TargetNotFoundError: It cannot be read, or changed while it was.
         """
-        before = signature(path)
-        if known := self._known.get(before):
-            return known
         try:
-            with path.open("rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            before = path.stat()
+            key = os.fspath(path.resolve())
+            stamp = [before.st_size, before.st_mtime_ns, before.st_ino]
+            known = self._entries.get(key)
+            if known is not None and known[:3] == stamp and len(known) == 5:
+                if progress is not None:
+                    progress(before.st_size)
+                return FileHash(before.st_size, str(known[3]), str(known[4]))
+            found = _hash(path, before.st_size, progress)
+            after = path.stat()
         except OSError as error:
             raise TargetNotFoundError(
                 f"cannot read {path}: {error.strerror or error}", path=str(path)
             ) from error
-        self.put(path, digest, at=before)
-        return digest
-
-    def sha256_of(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Several files at once."""
-        listed = list(paths)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            return dict(zip(listed, pool.map(self.sha256, listed), strict=True))
-
-    def save(self) -> None:
-        """Write what was learnt. Never fails: the cache is only there to save time."""
-        if not self._changed:
-            return
-        newest = dict(list({**_load(self._file), **self._known}.items())[-_MAX_ENTRIES:])
-        with contextlib.suppress(OSError, WriteError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(self._file, json.dumps(newest).encode())
-            self._changed = False
+        if [after.st_size, after.st_mtime_ns, after.st_ino] != stamp:
+            raise TargetNotFoundError(
+                f"{path} changed while it was read",
+                hint="wait until the trainer has finished saving, then run the command again",
+                path=str(path),
+            )
+        if before.st_size > SMALL:
+            self._entries.pop(key, None)
+            self._entries[key] = [*stamp, found.sha256, found.git]
+            self._changed = True
+        return found
 
 
-def _load(file: Path) -> dict[str, str]:
-    try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(value, dict):
-        return {}
-    return {
-        key: digest
-        for key, digest in value.items()
-        if isinstance(digest, str) and len(digest) == 64
-    }
+def _hash(path: Path, size: int, progress: Callable[[int], None] | None) -> FileHash:
+    sha256 = hashlib.sha256()
+    git = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    # Regular files are small; the Hub never names a large one by its git hash.
+    both = size <= 64 * 1024 * 1024
+    with path.open("rb", buffering=0) as handle:
+        while chunk := handle.read(CHUNK):
+            sha256.update(chunk)
+            if both:
+                git.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
+    return FileHash(size, sha256.hexdigest(), git.hexdigest() if both else "")
 
 
-def git_blob_id(data: bytes) -> str:
-    """git's object id of a regular file: SHA-1 of ``blob <size>\\0`` and its content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+def hash_bytes(data: bytes) -> FileHash:
+    """The same for bytes in memory."""
+    git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+    return FileHash(len(data), hashlib.sha256(data).hexdigest(), git.hexdigest())
