@@ -24,7 +24,8 @@ from sla_ckpt.regen.base_model import resolve_base_model
 from sla_ckpt.regen.empty_model import build_empty, match_tensors, tensor_table
 from sla_ckpt.regen.lora import apply_lora, read_lora
 from sla_ckpt.regen.placing import Placing
-from sla_ckpt.regen.streaming import FileTensor, Placement, load_tensors
+from sla_ckpt.regen.streaming import load_tensors
+from sla_ckpt.regen.tensor_files import FileTensor, Placement
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import nn
 
 from sla_ckpt.errors import MissingExtraError, RegenError
 from sla_ckpt.regen.backbone_files import BackboneFiles
-from sla_ckpt.regen.streaming import FileTensor, read_table
+from sla_ckpt.regen.tensor_files import FileTensor, read_table
 
 #: Older class names in published configs -> what diffusers loads them as, by config entry.
 _REMAPPED = {

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from sla_ckpt.errors import MissingExtraError, RegenError
-from sla_ckpt.regen.streaming import Placement, load_tensors, read_table_and_metadata
+from sla_ckpt.regen.streaming import load_tensors
+from sla_ckpt.regen.tensor_files import Placement, read_table_and_metadata
 
 ADAPTER_NAME = "default"
 METADATA_KEY = "lora_adapter_metadata"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sla_ckpt.errors import RegenError
-from sla_ckpt.regen.streaming import Placement
+from sla_ckpt.regen.tensor_files import Placement
 
 
 class Placing:

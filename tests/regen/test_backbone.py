@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from sla_ckpt.errors import FormatError, RegenError
 from sla_ckpt.regen.backbone import load_backbone
-from sla_ckpt.regen.streaming import FileTensor, plan_chunks
+from sla_ckpt.regen.card_ring import plan_chunks
+from sla_ckpt.regen.tensor_files import FileTensor
 from tests.regen.tiny_models import CONFIGS, FLUX, hashes, make_model, save_checkpoint
 
 
@@ -288,6 +289,58 @@ def test_backbone_on_a_card_equals_the_cpu(
     if not offload:
         for key, tensor in tensors_of(reference).items():
             assert torch.equal(tensors_of(ours.model)[key].cpu(), tensor), key
+
+
+def flux_inputs(device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "hidden_states": (1, 6, 4),
+        "encoder_hidden_states": (1, 3, 32),
+        "pooled_projections": (1, 32),
+        "img_ids": (6, 3),
+        "txt_ids": (3, 3),
+    }
+    made = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    made["timestep"] = torch.tensor([0.5])
+    return {key: value.to(device, dtype) for key, value in made.items()}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_pass_through_an_offloaded_backbone(tmp_path: Path, checkpointing: bool) -> None:
+    save_checkpoint(tmp_path)
+    found = []
+    for offload in (False, True):
+        model = load_backbone(tmp_path, device="cuda", dtype=torch.float32, offload=offload).model
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+            model.train()
+        inputs = flux_inputs("cuda", torch.float32)
+        inputs["hidden_states"].requires_grad_(True)
+        model(**inputs).sample.square().sum().backward()
+        found.append(inputs["hidden_states"].grad)
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        if offload:
+            assert all(parameter.device.type == "meta" for parameter in model.parameters())
+    assert found[0] is not None
+    assert found[1] is not None
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.cuda
+def test_auto_spreads_the_backbone_over_cards(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path)
+
+    model = load_backbone(tmp_path, device="auto", dtype=torch.float32).model
+
+    assert len({parameter.device for parameter in model.parameters()}) > 1
+    reference = load_backbone(tmp_path, device="cpu", dtype=torch.float32).model
+    with torch.no_grad():
+        there = model(**flux_inputs("cuda", torch.float32)).sample.cpu()
+        here = reference(**flux_inputs("cpu", torch.float32)).sample
+    torch.testing.assert_close(there, here, atol=1e-4, rtol=1e-4)
 
 
 def test_real_checkpoint_layout_with_rolled_copy(tmp_path: Path) -> None:

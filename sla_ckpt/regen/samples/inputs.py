@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sla_ckpt.errors import RegenError
 from sla_ckpt.regen.samples.request import FixedCall, SampleSet
-from sla_ckpt.regen.streaming import Placement, load_tensors, read_table_and_metadata
+from sla_ckpt.regen.streaming import load_tensors
+from sla_ckpt.regen.tensor_files import Placement, read_table_and_metadata
 
 TARGET = "target"
 METADATA_KEY = "arguments"
