@@ -28,7 +28,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "FluxControlNetModel": {"attention_head_dim": 128, "patch_size": 1},
         "Flux2Transformer2DModel": {"attention_head_dim": 128, "patch_size": 1},
         "ChromaTransformer2DModel": {"attention_head_dim": 128, "patch_size": 1},
-        "SD3Transformer2DModel": {"attention_head_dim": 64, "patch_size": 2},
+        "SD3Transformer2DModel": {"attention_head_dim": 64, "patch_size": 2, "qk_norm": None},
         "SD3ControlNetModel": {"attention_head_dim": 64, "patch_size": 2},
         "QwenImageTransformer2DModel": {"attention_head_dim": 128, "patch_size": 2},
         "QwenImageControlNetModel": {"attention_head_dim": 128, "patch_size": 2},

@@ -20,6 +20,8 @@ from sla_ckpt.state import SLASettings
 from tests.regen.families.pipelines import random_batch, tiny_model
 
 torch.set_num_threads(1)
+# Kandinsky 5 feeds float32 into bfloat16 norms, in its pipeline too.
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 
 # One block of 64 keys at least must remain at topk 0.5.
 SETTINGS = SLASettings(topk=0.5)
@@ -105,8 +107,6 @@ def in_bfloat16(model: Any) -> Any:
     return model.requires_grad_(False)
 
 
-# Kandinsky 5 feeds float32 into bfloat16 norms, in its pipeline too.
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("name", CASES)
 def test_forward_backward_and_pairs(name: str) -> None:
     class_name, changes = CASES[name]
