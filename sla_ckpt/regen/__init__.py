@@ -1,0 +1,1 @@
+"""Regeneration: give a checkpoint its SLA state back. See docs/regen.md."""

@@ -86,7 +86,7 @@ def plan_budget(
         batch_size=_between(_PER_BATCH / work, 1, _MAX_BATCH),
         evaluations=_between(spare, _MIN_EVALUATIONS, MAX_EVALUATIONS),
         starts=2 if cheap else 1,
-        checkpoints=3 if cheap else 1,
+        checkpoints=6 if cheap else 3,
     )
 
 

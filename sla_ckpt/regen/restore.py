@@ -102,6 +102,7 @@ def restore(
     *,
     device: torch.device,
     old: SLAState | None = None,
+    extra: Mapping[str, Projections] | None = None,
     group: Group | None = None,
     progress: Progress = SILENT,
 ) -> Restored:
@@ -114,6 +115,7 @@ def restore(
         budget: How much.
         device: Where the inputs go.
         old: What the checkpoint has now; None or missing pairs count as zero projections.
+        extra: Further starts by name, for pairs among those that the model uses.
         group: The processes that share the work.
 
     Raises:
@@ -132,7 +134,7 @@ def restore(
         ) as session,
     ):
         runner = Runner(model, session, device, plan.dtype, group or Group())
-        return _Restoration(runner, work, plan, budget, old, progress).run()
+        return _Restoration(runner, work, plan, budget, old, extra or {}, progress).run()
 
 
 @dataclass
@@ -144,6 +146,7 @@ class _Restoration:
     plan: Plan
     budget: Budget
     old: SLAState | None
+    extra: Mapping[str, Projections]
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
@@ -161,6 +164,8 @@ class _Restoration:
             starts["calibrated"] = {pair: moments.of(pair).solve() for pair in moments.pairs}
         if present is not None:
             starts["old"] = present
+        for name, values in self.extra.items():
+            starts[name] = {key: values.get(key, zero[key]) for key in zero}
         with self._stage("judge", len(starts) * len(self.work.judge.draws)):
             for name, projections in starts.items():
                 self._add(name, projections)
@@ -250,8 +255,7 @@ class _Restoration:
                 hint="try another --seed, more --samples, or --optimizer adamw",
             )
         count = len(trained.iterates)
-        wanted = min(self.budget.checkpoints, count)
-        chosen = sorted({count - 1 - (count - 1) * i // wanted for i in range(wanted)})
+        chosen = _checkpoints(count, self.budget.checkpoints)
         with self._stage("judge", len(chosen) * len(self.work.judge.draws)):
             for index in chosen:
                 last = index == count - 1
@@ -277,6 +281,13 @@ class _Restoration:
         if self.runner.device.type == "cuda":
             torch.cuda.synchronize(self.runner.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def _checkpoints(count: int, wanted: int) -> list[int]:
+    """Which of ``count`` iterates to judge: the last, and earlier ones at 1, 2, 4, 8, …, since
+    with few samples the judge often prefers an early stop."""
+    early = [2**power - 1 for power in range(count.bit_length()) if 2**power < count]
+    return sorted({count - 1, *early[: wanted - 1]})
 
 
 def _same(a: Projections, b: Projections) -> bool:

@@ -8,6 +8,7 @@ layer, and the metric in which training is well conditioned.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -108,7 +109,7 @@ class Moments:
             return 0.0
         p = projection.double()
         square = ((p @ self.xx) * p).sum() - 2 * (p.T * self.xy).sum() + self.yy
-        return float(max(0.0, float(square)) / self.dense) ** 0.5
+        return math.sqrt(max(0.0, float(square)) / self.dense)
 
     def whitener(self, ridge: float = RIDGE) -> Tensor:
         """L with E[x xᵀ] = L Lᵀ, lower triangular [D+1, D+1], damped."""
@@ -117,7 +118,7 @@ class Moments:
 
     def output_scale(self) -> float:
         """Root mean square of one element of o_dense."""
-        return float(self.dense / max(1.0, self.count * self.head_dim)) ** 0.5
+        return math.sqrt(self.dense / max(1.0, self.count * self.head_dim))
 
     def _damped(self, ridge: float) -> Tensor:
         size = self.xx.shape[0]

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sla_ckpt.errors import RegenError
 from sla_ckpt.regen.budget import Budget
-from sla_ckpt.regen.families.base import Batch, FamilyAdapter, Sample, collate, group_samples
+from sla_ckpt.regen.families.base import (
+    Batch,
+    FamilyAdapter,
+    Sample,
+    collate,
+    first_tensor,
+    group_samples,
+)
+from sla_ckpt.regen.samples.request import FixedCall
 
 _HELD_OUT_EVERY = 4
+T = TypeVar("T")
 
 
 class Draw(Protocol):
@@ -50,6 +59,40 @@ class NoisyDraw:
             output = model(**inputs)
         prediction = self.adapter.read_prediction(output, batch)
         return (prediction.float() - target).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredDraw:
+    """One stored forward() call with its target; nothing random is added."""
+
+    call: FixedCall
+    read: Callable[[Any], Tensor]
+    positions: tuple[int, ...]
+
+    def losses(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
+        inputs = {name: _moved(value, device, dtype) for name, value in self.call.inputs.items()}
+        prediction = self.read(model(**inputs))
+        target = self.call.target.to(device)
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"{self.call.source}: the prediction is {list(prediction.shape)}, "
+                f"the target {list(target.shape)}"
+            )
+        # One number per call, whatever its batch size: it is one sample to the judge.
+        return (prediction.float() - target.float()).square().mean().reshape(1)
+
+
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Tensors to the device; floating-point ones to the compute dtype, but not scalars per sample
+    (timesteps, guidance), which pipelines pass in float32."""
+    if isinstance(value, Tensor):
+        wide = value.is_floating_point() and value.ndim > 1
+        return value.to(device, dtype if wide else None)
+    if isinstance(value, Mapping):
+        return {key: _moved(inner, device, dtype) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, device, dtype) for inner in value]
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +174,7 @@ class Work:
     judge_samples: int
 
 
-def split_samples(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+def split_samples(samples: Sequence[T]) -> tuple[list[T], list[T]]:
     """(training, held out): from four samples on, every fourth is held out."""
     if len(samples) < _HELD_OUT_EVERY:
         return list(samples), []
@@ -163,6 +206,24 @@ def sampled_work(
     return Work(
         train=lambda step: workload(train, budget.repeats, step + 1),
         judge=workload(held_out or train, budget.judge_repeats, 0),
+        train_samples=len(train),
+        judge_samples=len(held_out),
+    )
+
+
+def stored_work(calls: Sequence[FixedCall]) -> Work:
+    """The work over stored forward() calls, which are used as they are, once each."""
+    train, held_out = split_samples(calls)
+
+    def workload(source: Sequence[FixedCall]) -> Workload:
+        return Workload(
+            tuple(StoredDraw(call, first_tensor, (index,)) for index, call in enumerate(source))
+        )
+
+    trained = workload(train)
+    return Work(
+        train=lambda step: trained,
+        judge=workload(held_out or train),
         train_samples=len(train),
         judge_samples=len(held_out),
     )
