@@ -294,7 +294,8 @@ class _Regeneration:
                 "evaluations": budget.evaluations,
                 "processes": self.group.size,
             },
-            warnings=tuple(self.warnings),
+            warnings=tuple(self.warnings) if self.group.is_main else (),
+            is_main=self.group.is_main,
         )
 
     def _finish(
@@ -309,7 +310,7 @@ class _Regeneration:
     ) -> RegenResult:
         reason = _why_not_written(result, present, found)
         if reason is not None or self.options.dry_run:
-            return replace(result, reason=reason, warnings=tuple(self.warnings))
+            return replace(result, reason=reason)
         kept = dict(old.pairs) if old is not None else {}
         origin = result.origin(
             base_model=done.backbone.base_model, variant=variant, version=__version__
@@ -330,7 +331,6 @@ class _Regeneration:
             backups=written.backups,
             verify_ok=report.ok,
             findings=findings,
-            warnings=tuple(self.warnings),
         )
 
     def _warn(self, texts: tuple[str, ...]) -> None:

@@ -154,6 +154,7 @@ class RegenResult:
         warnings: What the user must know.
         verify_ok: Whether verify finds no error in the result; None when nothing was written.
         findings: What verify says about it.
+        is_main: Whether this process is the one that writes and reports.
     """
 
     checkpoint: Path
@@ -176,6 +177,7 @@ class RegenResult:
     warnings: tuple[str, ...] = ()
     verify_ok: bool | None = None
     findings: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
+    is_main: bool = True
 
     @property
     def ok(self) -> bool:
@@ -185,6 +187,7 @@ class RegenResult:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, schema 1."""
         values = asdict(self)
+        del values["is_main"]
         values["checkpoint"] = str(self.checkpoint)
         values["written"] = str(self.written) if self.written else None
         values["backups"] = [str(path) for path in self.backups]
