@@ -8,8 +8,8 @@ Backward is the hard part. Gradient checkpointing runs the forward again there, 
 thread of the autograd engine, perhaps after the session ended or from another thread than the
 forward's. So while the patch is held, the functions given to ``torch.utils.checkpoint`` are bound
 to what was active when they were given, and see exactly that when they are run again. Other ways
-of recomputing (a trainer's own autograd function) get what is active in the thread that called
-``backward()``.
+of recomputing (a trainer's own autograd function) get what is active where ``backward()`` was
+called.
 
 A ``TorchFunctionMode`` would be the tidier hook, but it is not active during recomputation.
 """
@@ -29,6 +29,8 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as torch_checkpoint
 from torch import Tensor
+
+from sla_ckpt.errors import AttentionError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -137,7 +139,7 @@ def is_active(handler: AttentionHandler) -> bool:
 
 
 def _active_handler() -> AttentionHandler | None:
-    for entry in reversed(_scopes.get() or _scopes_of_backward_caller()):
+    for entry in reversed(_scopes.get() or _scopes_of_backward()):
         if entry.live:
             return entry.handler
     return None
@@ -147,16 +149,52 @@ def _in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _scopes_of_backward_caller() -> tuple[_Scope, ...]:
-    """In a thread of the autograd engine: the scopes of the thread that called ``backward()``.
+@dataclass(frozen=True, eq=False)
+class _Backward:
+    """A backward pass that is running: the thread that called it and what was active there."""
 
-    PyTorch hands a copy of the caller's context to these threads.
+    thread: int
+    handler: AttentionHandler | None
+
+
+_backwards: list[_Backward] = []
+
+
+def _scopes_of_backward() -> tuple[_Scope, ...]:
+    """For recomputation in a thread of the autograd engine: the scope of who called backward.
+
+    The engine does not tell which backward pass a thread works for. Unless this thread called one
+    itself, all that run must agree.
+
+    Raises:
+        AttentionError: Backward passes with different sessions run at the same time.
     """
-    if not _in_backward() or not torch._C._is_key_in_tls("context"):
+    if not _in_backward():
         return ()
-    context = torch._C._get_obj_in_tls("context")
-    found: tuple[_Scope, ...] = context.get(_scopes, ())
-    return found
+    running = tuple(_backwards)
+    thread = threading.get_ident()
+    own = [backward for backward in running if backward.thread == thread]
+    handlers = {id(backward.handler): backward.handler for backward in own[-1:] or running}
+    if len(handlers) > 1:
+        raise AttentionError(
+            "backward passes with and without this SLA session, or with several, run at once, "
+            "and one of them recomputes attention outside torch.utils.checkpoint",
+            hint="use torch.utils.checkpoint or enable_sla, or run one backward pass at a time",
+        )
+    return tuple(_Scope(handler) for handler in handlers.values())
+
+
+def _make_engine_run_backward(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def run_backward(*args: Any, **kwargs: Any) -> Any:
+        running = _Backward(threading.get_ident(), _active_handler())
+        _backwards.append(running)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            _backwards.remove(running)
+
+    return run_backward
 
 
 class _BoundFunction:
@@ -270,6 +308,7 @@ class _Patch:
         self._attributes = (
             _PatchedAttribute(F, "scaled_dot_product_attention", _make_attention),
             _PatchedAttribute(torch_checkpoint, "CheckpointFunction", _make_checkpoint_function),
+            _PatchedAttribute(torch.autograd, "_engine_run_backward", _make_engine_run_backward),
             _PatchedAttribute(
                 torch_checkpoint,
                 "_checkpoint_without_reentrant_generator",

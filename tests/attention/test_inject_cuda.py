@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sla_ckpt.attention.inject import SLASession, disable_sla, enable_sla, use_sla
+from sla_ckpt.errors import AttentionError
 from sla_ckpt.state import PairKey, ProjectionTensors, SLASettings, SLAState
 
 pytestmark = [
@@ -100,11 +102,11 @@ def expected() -> list[Tensor]:
     return found
 
 
-def assert_same(got: list[Tensor], want: list[Tensor]) -> None:
+def assert_same(got: list[Tensor], want: list[Tensor], tolerance: float = 5e-3) -> None:
     assert len(got) == len(want)
     for one, other in zip(got, want, strict=True):
         # dK and dV may be accumulated in another order.
-        assert (one - other).norm() <= 5e-3 * other.norm()
+        assert (one - other).norm() <= tolerance * other.norm()
 
 
 @pytest.mark.parametrize("how", ["reentrant", "not-reentrant", "own-function"])
@@ -146,14 +148,39 @@ def test_parameters_given_to_an_optimizer_before_the_first_call_are_those_that_r
     assert all(parameter.device.type == "cuda" for parameter in parameters)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("how", ["plain", "reentrant", "not-reentrant"])
 def test_layers_on_two_devices_train_one_set_of_parameters(how: str) -> None:
     want = expected()
     model = Model(how)
-    model.blocks[1].to("cuda:1")
+    model.blocks[1].to("cuda:1" if torch.cuda.device_count() > 1 else "cpu")
     with use_sla(state(), trainable=True) as session:
         model(inputs()).float().square().mean().backward()
-    assert_same(gradients(session), want)
+    # The CPU runs another kernel.
+    assert_same(gradients(session), want, tolerance=2e-2)
     assert [p.device for p in session.parameters()] == [torch.device("cuda:0")] * 2
+    assert session.stats.sparse_calls == LAYERS
     assert session.to_state().equals(state())
+
+
+def test_two_backwards_at_once_never_mix_sessions() -> None:
+    """PyTorch's engine does not say whose recomputation it runs; wrong silently it must not be."""
+    want = expected()
+    outcomes: list[bool] = []
+
+    def train() -> None:
+        for _ in range(5):
+            with use_sla(state(), trainable=True) as session:
+                try:
+                    Model("own-function")(inputs()).float().square().mean().backward()
+                except AttentionError as error:
+                    outcomes.append("run at once" in error.message)
+                    continue
+            assert_same(gradients(session), want)
+            outcomes.append(True)
+
+    threads = [threading.Thread(target=train) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes == [True] * 10
