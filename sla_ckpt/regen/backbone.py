@@ -104,7 +104,7 @@ def load_backbone(
     placing = Placing(device, dtype, offload=offload)
     try:
         loaded = _load(files, placing, progress)
-        described = f"{loaded.class_name} from {_relative(files.folder, checkpoint)}"
+        described = f"{loaded.class_name} from {_place(files.folder, checkpoint, base_label)}"
         if adapter is not None:
             note = apply_lora(loaded.model, adapter)
             described = f"{described} with {note}"
@@ -205,12 +205,14 @@ def _no_backbone(checkpoint: Path) -> RegenError:
     )
 
 
-def _relative(folder: Path, checkpoint: Path) -> str:
-    """How reports name the folder: below the checkpoint if it is there."""
+def _place(folder: Path, checkpoint: Path, base: str | None) -> str:
+    """How reports name the folder: its base model, or where it is below the checkpoint."""
+    if base is not None:
+        return Path(base).name if Path(base).is_absolute() else base
     try:
         inner = folder.relative_to(checkpoint).as_posix()
     except ValueError:
-        return folder.name or str(folder)
+        return folder.name
     return checkpoint.name if inner == "." else f"{inner}/"
 
 

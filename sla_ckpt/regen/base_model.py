@@ -137,21 +137,22 @@ def resolve_pipeline(checkpoint: Path, pipeline: str | Path | None) -> tuple[str
         RegenError: Nothing names one, or what is named is none.
         HubError: The Hub refused or could not be reached.
     """
-    roots: tuple[Path, ...] = (checkpoint, checkpoint.parent, Path.cwd())
+    references = [*_named_beside(checkpoint)]
     if pipeline is not None:
-        references: Sequence[BaseReference] = (BaseReference(str(pipeline), None, "--base-model"),)
-        roots = (Path.cwd(),)
+        references.insert(0, BaseReference(str(pipeline), None, "--base-model"))
     else:
         for folder in (checkpoint, checkpoint.resolve().parent / "pipeline"):
             if (folder / PIPELINE_INDEX).is_file():
                 return folder.name, folder
-        references = tuple(_named_beside(checkpoint))
+    roots = (Path.cwd(), checkpoint, checkpoint.parent)
     for reference in references:
         local = _local_folder(reference, roots)
         if local is None and _HUB_ID.fullmatch(reference.name):
             local = _download(reference, _pipeline_files)
-        if local is not None and (local / PIPELINE_INDEX).is_file():
-            return reference.name, local
+        # A denoiser's folder may be named too; its pipeline is the folder around it.
+        for folder in (local, local.resolve().parent) if local is not None else ():
+            if (folder / PIPELINE_INDEX).is_file():
+                return reference.name, folder
     if references:
         raise RegenError(
             f"{references[0].name} (from {references[0].named_by}) is not a pipeline "

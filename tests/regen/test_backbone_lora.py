@@ -91,6 +91,8 @@ def test_lora_gives_the_trained_models_output(tmp_path: Path, prefix: str) -> No
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
     assert backbone.base_model == str(base)
     assert "rank 4, alpha 8" in backbone.description
+    assert "from base with LoRA" in backbone.description
+    assert str(tmp_path) not in backbone.description
     assert hashes(tmp_path) == before
 
 

@@ -338,6 +338,16 @@ def test_state_file_is_not_taken_for_latents(tmp_path: Path, checkpoint: Path) -
     assert len(load(checkpoint, data=data)) == 1
 
 
+def test_linked_folders_are_followed_once(tmp_path: Path, checkpoint: Path) -> None:
+    make_cache(tmp_path / "elsewhere")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(data)
+
+    assert len(load(checkpoint, data=data)) == 3
+
+
 class Malicious:
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("executed",))

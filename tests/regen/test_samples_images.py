@@ -199,6 +199,15 @@ def test_pipeline_beside_the_checkpoint_is_found(
     assert str(root) in found.description
 
 
+def test_denoiser_folder_leads_to_the_pipeline_around_it(
+    tmp_path: Path, pipelines: dict[str, tuple[Path, dict[str, Any]]]
+) -> None:
+    root, config = pipelines["flux"]
+    (root / "transformer").mkdir(exist_ok=True)
+
+    assert len(encode(make_pictures(tmp_path / "images"), root / "transformer", config)) == 2
+
+
 def test_broken_pictures_are_skipped_and_counted(
     tmp_path: Path, pipelines: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:

@@ -86,9 +86,18 @@ def build_index(folders: Iterable[Path], rules: tuple[CaptionRule, ...]) -> Capt
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder in a fixed order; checkpoints and hidden folders are left out."""
+    """Files below a folder in a fixed order; checkpoints and hidden folders are left out.
+
+    Links to folders are followed (datasets are often linked), each real folder once.
+    """
     seen = 0
-    for root, directories, names in os.walk(folder):
+    visited: set[str] = set()
+    for root, directories, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in visited:
+            directories.clear()
+            continue
+        visited.add(real)
         directories[:] = sorted(
             name for name in directories if not name.startswith((".", "checkpoint-"))
         )
