@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sla_ckpt.checks.evidence import signs_of_sla
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 REGEN = "restore it from a backup or the Hub, or run: sla-ckpt regen {target}"
 
 
-@rule("SLA001", "error", "state file missing")
+@rule("SLA001", "error", "state file missing", fixable=True)
 def state_missing(context: Context) -> Iterator[Fault]:
     checkpoint = context.checkpoint
     if checkpoint.state_path is not None or context.is_bare_twin or context.source.is_remote:
@@ -26,9 +27,14 @@ def state_missing(context: Context) -> Iterator[Fault]:
         yield Fault(
             f"{STATE_FILE} is missing; its twin {checkpoint.twin_path} is there",
             path=checkpoint.twin_path,
-            help=f"write it again from the twin: sla-ckpt migrate {context.source.label}",
+            help=f"write it again from the twin: sla-ckpt verify --fix {context.source.label}",
         )
         return
+    for fault in _without_twin(context):
+        yield replace(fault, fixable=False)
+
+
+def _without_twin(context: Context) -> Iterator[Fault]:
     broken = getattr(context.source, "broken", {}).get(STATE_FILE)
     if broken:
         yield Fault(
@@ -131,7 +137,7 @@ def wrong_structure(context: Context) -> Iterator[Fault]:
         )
 
 
-@rule("SLA212", "error", "twin does not match the state file")
+@rule("SLA212", "error", "twin does not match the state file", fixable=True)
 def twin_differs(context: Context) -> Iterator[Fault]:
     if context.twin is None or context.payload is None or context.body is None:
         return
@@ -146,6 +152,5 @@ def twin_differs(context: Context) -> Iterator[Fault]:
             f"{context.checkpoint.twin_path} does not hold what {context.state_path} holds: "
             "it belongs to another state",
             path=context.checkpoint.twin_path,
-            help=f"write it again: sla-ckpt migrate {context.source.label} --to safetensors, "
-            "or delete it",
+            help=f"write it again: sla-ckpt verify --fix {context.source.label}, or delete it",
         )

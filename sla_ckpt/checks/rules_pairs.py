@@ -170,7 +170,7 @@ def stray_pair(context: Context) -> Iterator[Fault]:
         )
 
 
-@rule("SLA208", "error", "weight or bias missing, or unknown tensors")
+@rule("SLA208", "error", "weight or bias missing, or unknown tensors", fixable=True)
 def tensor_names(context: Context) -> Iterator[Fault]:
     for entry in context.entries:
         if entry.fault is not None:
@@ -178,6 +178,7 @@ def tensor_names(context: Context) -> Iterator[Fault]:
                 f"{context.state_path}: {entry.name} {entry.fault}",
                 path=context.state_path,
                 help=f"run: sla-ckpt regen {context.source.label}",
+                fixable=False,
             )
             continue
         parts = []
@@ -190,9 +191,10 @@ def tensor_names(context: Context) -> Iterator[Fault]:
             yield Fault(
                 f"{context.state_path}: {entry.name} {' and '.join(parts)}",
                 path=context.state_path,
-                help=f"wrapper prefixes are stripped by: sla-ckpt migrate {context.source.label}"
+                help=f"prefixes are stripped by: sla-ckpt verify --fix {context.source.label}"
                 if prefixed
                 else f"run: sla-ckpt regen {context.source.label}",
+                fixable=prefixed,
             )
 
 

@@ -21,6 +21,8 @@ from sla_ckpt.state import PairKey
 @_options.select
 @_options.ignore
 @click.option("--strict", is_flag=True, help="Warnings count as errors for the exit code.")
+@click.option("--fix", is_flag=True, help="Repair what is fixable; originals are kept as backups.")
+@_options.dry_run
 @click.option("--deep", is_flag=True, help="Read every weight and look for NaN and Inf.")
 @click.option("--tokens", type=click.IntRange(min=1), help="Attention tokens the model runs at.")
 @click.option("--resolution", metavar="WxH", help="Pixels the model runs at, as 1024x1024.")
@@ -61,6 +63,8 @@ def command(
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     strict: bool,
+    fix: bool,
+    dry_run: bool,
     deep: bool,
     tokens: int | None,
     resolution: str | None,
@@ -106,8 +110,15 @@ def command(
     else:
         named = targets or (".",)
         expanded = [item for t in named for item in expand_target(t, recursive=recursive)]
-    reports = list(verify_many(expanded, options, jobs=jobs))
     output = Output(quiet=quiet)
+    if fix:
+        from sla_ckpt.migrate.verify_fix import verify_and_fix
+
+        reports = list(verify_and_fix(expanded, options, dry_run=dry_run, note=output.note))
+    elif dry_run:
+        raise UsageError("--dry-run goes with --fix", hint="verify alone never writes")
+    else:
+        reports = list(verify_many(expanded, options, jobs=jobs))
     if output_format == "text":
         text = to_text(reports, quiet=quiet)
         if text:

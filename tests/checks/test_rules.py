@@ -92,7 +92,7 @@ def test_sla001_points_to_the_twin_when_only_the_twin_is_left(good: Path) -> Non
     (good / "sla_attention.pt").unlink()
     finding = only(verify(good), "SLA001")
     assert "its twin" in finding.message
-    assert "migrate" in (finding.help or "")
+    assert finding.fixable
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_sla208_names_missing_and_unknown_tensors() -> None:
         verify(DATA / "states/wrong/renamed_keys_module_prefix/sla_attention.pt"), "SLA208"
     )
     assert "module.proj_l.weight" in prefix.message
-    assert "migrate" in (prefix.help or "")
+    assert prefix.fixable and not missing.fixable
 
 
 def test_sla209_replaces_sla202_when_another_dtype_is_there(good: Path) -> None:

@@ -1,0 +1,62 @@
+"""``verify --fix``: repair what is fixable, then verify again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from sla_ckpt.checks.context import VerifyOptions
+from sla_ckpt.checks.report import Report
+from sla_ckpt.checks.verify import verify_many
+from sla_ckpt.errors import SlaCkptError
+from sla_ckpt.migrate.api import fix
+from sla_ckpt.migrate.options import MigrateOptions
+from sla_ckpt.migrate.show import to_text
+from sla_ckpt.state import STATE_FILE
+
+
+def verify_and_fix(
+    targets: Iterable[str],
+    options: VerifyOptions,
+    *,
+    dry_run: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Iterator[Report]:
+    """Verify each target, repair its fixable findings, and report what is left.
+
+    All-zero stray pairs (SLA207) are harmless and stay, unless ``options.select`` names that rule.
+
+    Args:
+        targets: As for :func:`sla_ckpt.checks.verify.verify_many`; repositories and files with
+            other names are only verified.
+        options: How to verify. Findings that are ignored are not repaired.
+        dry_run: Only say what would be done.
+        note: Called with the steps of each target.
+    """
+    migrate_options = MigrateOptions(
+        expect=options.expect,
+        config=options.config,
+        base_model=options.base_model,
+        drop_strays="SLA207" in options.select,
+    )
+    for report in verify_many(targets, options):
+        path = Path(report.target)
+        local = path.is_dir() or (path.is_file() and path.name == STATE_FILE)
+        codes = {f.code for f in report.findings if f.fixable}
+        codes -= set() if migrate_options.drop_strays else {"SLA207"}
+        if not local or not codes:
+            yield report
+            continue
+        try:
+            result = fix(path, codes, migrate_options, dry_run=dry_run)
+        except SlaCkptError as error:
+            note(f"{report.target}: not repaired: {error.message}")
+            if error.hint:
+                note(f"  next: {error.hint}")
+            yield report
+            continue
+        note(to_text(result, dry_run=dry_run))
+        if dry_run or not result.applied.written:
+            yield report
+        else:
+            yield next(iter(verify_many([report.target], options)))
