@@ -19,6 +19,7 @@ from sla_ckpt.regen.backbone_files import (
 )
 
 PIPELINE_INDEX = "model_index.json"
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 #: SimpleTuner's configuration: uploaded copy, and the one training was started with.
 _CONFIG_NAMES = ("simpletuner_config.json", "config.json")
@@ -239,7 +240,10 @@ def _cached(repo: str, revision: str, reference: BaseReference) -> Path:
 
 
 def _denoiser_files(listed: Sequence[str], reference: BaseReference) -> list[str]:
-    """Exactly the files :func:`find_backbone` will read, so that no other variant is fetched."""
+    """Exactly the files :func:`find_backbone` will read, so that no other variant is fetched.
+
+    And the scheduler's config: it tells epsilon from v prediction and holds the noise schedule.
+    """
     names = set(listed)
     folders = (reference.subfolder,) if reference.subfolder else DENOISER_FOLDERS
     prefix = next((f"{f}/" for f in folders if f"{f}/config.json" in names), "")
@@ -254,7 +258,8 @@ def _denoiser_files(listed: Sequence[str], reference: BaseReference) -> list[str
         chosen = [f"{prefix}{STEM}.safetensors"]
     else:
         chosen = [n for n in inside if ".safetensors" in n]
-    return [f"{prefix}config.json", *chosen]
+    beside = [name for name in (SCHEDULER_CONFIG, PIPELINE_INDEX) if name in names]
+    return [f"{prefix}config.json", *chosen, *beside]
 
 
 def _pipeline_files(listed: Sequence[str], reference: BaseReference) -> list[str]:

@@ -50,6 +50,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
         "text_encoder/pytorch_model.bin",
         "tokenizer/vocab.json",
         "tokenizer/merges.txt",
+        "scheduler/scheduler_config.json",
         "flux1-dev.safetensors",
     ):
         (made / name).parent.mkdir(exist_ok=True)
@@ -86,8 +87,12 @@ def test_only_what_is_needed_is_downloaded(hub: LoopbackHub, tmp_path: Path) -> 
     (answer,) = ask(hub, tmp_path, ("denoiser", "alice/flux"))
 
     assert answer["label"] == "alice/flux"
-    assert answer["files"][0] == "transformer/config.json"
-    assert all(name.startswith("transformer/") for name in answer["files"])
+    weights = [name for name in answer["files"] if name.startswith("transformer/")]
+    assert sorted(set(answer["files"]) - set(weights)) == [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+    ]
+    assert "transformer/config.json" in weights
     assert not any("fp16" in name for name in answer["files"])
     assert "transformer/diffusion_pytorch_model.safetensors.index.json" in answer["files"]
 
@@ -100,6 +105,7 @@ def test_pipeline_comes_without_its_denoiser(hub: LoopbackHub, tmp_path: Path) -
 
     assert answer["files"] == [
         "model_index.json",
+        "scheduler/scheduler_config.json",
         "text_encoder/model.safetensors",
         "tokenizer/merges.txt",
         "tokenizer/vocab.json",
