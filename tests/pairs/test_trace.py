@@ -208,6 +208,33 @@ def test_mask_makes_chroma_dense() -> None:
     assert trace_pairs(config, inputs=masked).head_dims == ()
 
 
+def test_classes_that_diffusers_lacks_are_traced_by_their_own_class() -> None:
+    class Attending(torch.nn.Module):
+        def __init__(self, config: dict[str, Any]) -> None:
+            super().__init__()
+            self.config = config
+            self.project = torch.nn.Linear(config["width"], config["width"])
+
+        @classmethod
+        def from_config(cls, config: dict[str, Any]) -> Attending:
+            return cls(config)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heads = self.project(x).unflatten(-1, (2, -1)).transpose(1, 2)
+            return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+
+    config = {"_class_name": "Attending", "width": 32}
+    with pytest.raises(UnknownModelError):
+        trace_pairs(config)
+    traced = trace_pairs(
+        config,
+        model_class=Attending,
+        inputs=lambda config, device, dtype: {"x": random((1, 9, config["width"]), device, dtype)},
+    )
+    assert [str(pair) for pair in traced.pairs] == ["16:bf16"]
+    assert traced.calls[0].query_length == 9
+
+
 def test_unknown_and_broken_configs_are_clear_errors() -> None:
     with pytest.raises(UnknownModelError, match="Nope"):
         trace_pairs({"_class_name": "Nope"})

@@ -55,6 +55,7 @@ class Pipeline:
         masks: Names of masks that the samples bring, all ones.
         height: Of the picture.
         width: Likewise.
+        frames: Of a video.
     """
 
     class_name: str
@@ -70,6 +71,7 @@ class Pipeline:
     masks: tuple[str, ...] = ()
     height: int = HEIGHT
     width: int = WIDTH
+    frames: int = FRAMES
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +116,7 @@ def random_batch(model: Any, *, height: int = HEIGHT, width: int = WIDTH, **opti
     """Two prepared synthetic samples."""
     adapter = adapter_for(model.config)
     generator = torch.Generator().manual_seed(0)
-    frames = FRAMES if adapter.kind == "video" else 1
-    options = {"text_tokens": TEXT, "frames": frames, "generator": generator, **options}
+    options = {"text_tokens": TEXT, "frames": FRAMES, "generator": generator, **options}
     return collate(
         [
             adapter.prepare(
@@ -131,7 +132,7 @@ def run_pipeline(case: Pipeline) -> Captured:
     """Run one step on two random samples and capture the model call."""
     model = tiny_model(case.class_name, **case.config)
     adapter = adapter_for(model.config)
-    batch = random_batch(model, height=case.height, width=case.width)
+    batch = random_batch(model, height=case.height, width=case.width, frames=case.frames)
     ones = {name: torch.ones(2, TEXT) for name in case.masks}
     batch = Batch(batch.latents, {**batch.conditioning, **ones}, batch.sources)
     pipeline_class = getattr(diffusers, case.pipeline)
@@ -157,7 +158,7 @@ def run_pipeline(case: Pipeline) -> Captured:
         **case.options,
     }
     if "num_frames" in inspect.signature(pipe.__call__).parameters:
-        arguments["num_frames"] = FRAMES
+        arguments["num_frames"] = case.frames
     pipe(**arguments)
     return Captured(
         model,
@@ -314,4 +315,69 @@ PIPELINES: tuple[Pipeline, ...] = (
         component="unet",
     ),
     Pipeline("SanaTransformer2DModel", "SanaPipeline", prompt_and_mask(), _UNBINNED),
+    Pipeline(
+        "FluxTransformer2DModel",
+        "FluxPipeline",
+        prompt("prompt_embeds", "pooled_prompt_embeds"),
+        to_pipeline=pack,
+        config={"guidance_embeds": False},
+    ),
+    Pipeline(
+        "UNet2DConditionModel",
+        "StableDiffusionPipeline",
+        prompt("prompt_embeds"),
+        scheduler=ddim,
+        component="unet",
+        config={"addition_embed_type": None},
+        components={"requires_safety_checker": False},
+    ),
+    Pipeline(
+        "PixArtTransformer2DModel",
+        "PixArtAlphaPipeline",
+        prompt_and_mask(),
+        _UNBINNED,
+        scheduler=ddim,
+        config={"use_additional_conditions": True, "sample_size": 128},
+    ),
+    Pipeline(
+        "CogVideoXTransformer3DModel",
+        "CogVideoXPipeline",
+        prompt("prompt_embeds"),
+        to_pipeline=lambda latents: latents.transpose(1, 2),
+        scheduler=diffusers.CogVideoXDDIMScheduler,
+        config={
+            "use_rotary_positional_embeddings": False,
+            "sample_width": WIDTH // 8,
+            "sample_height": HEIGHT // 8,
+        },
+    ),
+    Pipeline(
+        "CogVideoXTransformer3DModel",
+        "CogVideoXPipeline",
+        prompt("prompt_embeds"),
+        to_pipeline=lambda latents: latents.transpose(1, 2),
+        scheduler=diffusers.CogVideoXDDIMScheduler,
+        config={
+            "patch_size_t": 2,
+            "patch_bias": False,
+            "sample_width": 32,
+            "sample_height": 32,
+        },
+        # An even number of latent frames: the pipeline adds one to odd numbers.
+        frames=13,
+    ),
+    Pipeline(
+        "Kandinsky5Transformer3DModel",
+        "Kandinsky5T2IPipeline",
+        lambda batch: {
+            "prompt_embeds_qwen": batch.conditioning["prompt_embeds"],
+            "prompt_embeds_clip": batch.conditioning["pooled_prompt_embeds"],
+            "prompt_cu_seqlens": torch.tensor([0, TEXT, 2 * TEXT]),
+        },
+        to_pipeline=lambda latents: latents.permute(0, 2, 3, 4, 1),
+        # The pipeline knows a few sizes only.
+        height=1024,
+        width=1024,
+        frames=1,
+    ),
 )

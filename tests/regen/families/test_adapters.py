@@ -177,6 +177,25 @@ def test_hunyuan_15_without_mask_computes_what_masked_padding_does() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_image_to_video_models_are_told_the_first_frame() -> None:
+    model = tiny_model("WanTransformer3DModel", in_channels=12)
+    adapter = adapter_for(model.config)
+    batch = random_batch(model)
+    noisy = torch.randn_like(batch.latents)
+    inputs = adapter.make_inputs(model, batch, noisy, torch.full((2,), 0.5))
+    given, mask, picture = inputs["hidden_states"].split([4, 4, 4], dim=1)
+    assert torch.equal(given, noisy)
+    assert mask[:, :, 0].eq(1).all()
+    assert mask[:, :, 1:].eq(0).all()
+    assert torch.equal(picture[:, :, 0], batch.latents[:, :, 0])
+    assert picture[:, :, 1:].eq(0).all()
+
+    own = torch.randn(2, 8, *batch.latents.shape[2:])
+    batch = Batch(batch.latents, {**batch.conditioning, "condition_latents": own})
+    inputs = adapter.make_inputs(model, batch, noisy, torch.full((2,), 0.5))
+    assert torch.equal(inputs["hidden_states"][:, 4:], own)
+
+
 @pytest.mark.parametrize("forced", [False, True])
 def test_gradients_reach_through_the_experts_of_hidream(forced: bool) -> None:
     """Backward agrees with central differences in float64, and the values stay what they were."""

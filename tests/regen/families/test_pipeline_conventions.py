@@ -50,7 +50,9 @@ def assert_same(ours: Any, theirs: Any, name: str) -> None:
         assert ours == theirs, name
 
 
-@pytest.mark.parametrize("case", PIPELINES, ids=lambda case: case.pipeline)
+@pytest.mark.parametrize(
+    "case", PIPELINES, ids=[f"{c.pipeline}-{i}" for i, c in enumerate(PIPELINES)]
+)
 def test_adapter_calls_the_model_as_its_pipeline_does(case: Pipeline) -> None:
     captured = run_pipeline(case)
     batch = captured.batch
