@@ -1,4 +1,4 @@
-"""Where attention calls are intercepted: one patched attribute, and who it serves.
+"""Where attention calls are intercepted, and who is served.
 
 ``torch.nn.functional.scaled_dot_product_attention`` is replaced while at least one user holds the
 patch, and only then. The replacement asks a context variable who is active. A thread that entered
@@ -11,7 +11,9 @@ to what was active when they were given, and see exactly that when they are run 
 of recomputing (a trainer's own autograd function) get what is active where ``backward()`` was
 called.
 
-A ``TorchFunctionMode`` would be the tidier hook, but it is not active during recomputation.
+A ``TorchFunctionMode`` would be the tidier hook, but it is not active during recomputation. What
+else is patched serves only that binding: two names in ``torch.utils.checkpoint``, one in
+``torch.autograd``.
 """
 
 from __future__ import annotations
