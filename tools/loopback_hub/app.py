@@ -104,7 +104,8 @@ def build_app(state: State, faults: Faults, log: RequestLog) -> ASGIApp:
 
 
 def _error_response(error: HubError) -> Response:
-    headers = {"X-Error-Message": error.message, **error.headers}
+    text = error.message.encode("ascii", "replace").decode()
+    headers = {"X-Error-Message": text, **error.headers}
     if error.code is not None:
         headers["X-Error-Code"] = error.code
     return JSONResponse({"error": error.message, **error.body}, error.status, headers)
