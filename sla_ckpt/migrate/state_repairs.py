@@ -34,16 +34,8 @@ def repair_state(
         The state (None when it cannot be made), the steps taken, and what stays wrong.
     """
     draft = _read(value, context)
-    if not draft.problems:
-        for repair in (
-            _version,
-            _tensor_names,
-            _keys,
-            _settings,
-            _float32,
-            _needed_dtype,
-            _strays,
-        ):
+    for repair in _REPAIRS:
+        if not draft.problems:
             repair(draft)
     if draft.problems:
         return None, (), tuple(draft.problems)
@@ -154,7 +146,10 @@ def _keys(draft: Draft) -> None:
                 )
                 return
             draft.step("duplicate dropped", short_repr(raw), text, "SLA201")
-        elif raw != text and draft.context.allows("SLA201"):
+        elif raw != text:
+            if not draft.context.allows("SLA201"):
+                draft.problem(f"key {short_repr(raw)} means {text}", "SLA201", "repair SLA201 too")
+                return
             before = "no key" if raw is None else f"key {short_repr(raw)}"
             draft.step("key normalised", before, text, "SLA201")
         repaired.setdefault(text, tensors)
@@ -297,3 +292,6 @@ def _strays(draft: Draft) -> None:
         if stray and _is_zero(draft.pairs[str(pair)]) and len(draft.pairs) > 1:
             del draft.pairs[str(pair)]
             draft.step(f"{pair} dropped", "an all-zero stray pair", "gone", "SLA207")
+
+
+_REPAIRS = (_version, _tensor_names, _keys, _settings, _float32, _needed_dtype, _strays)

@@ -182,7 +182,7 @@ def _read_journal(staging: Path, root: Path) -> list[_Move]:
             target = root / entry["target"]
             staged = staging / entry["staged"]
             # A journal is ours; all the same, it may not point out of the checkpoint.
-            if ".." in Path(entry["target"]).parts or ".." in Path(entry["staged"]).parts:
+            if not (_is_inside(entry["target"]) and _is_inside(entry["staged"])):
                 return []
             backup = target.with_name(Path(entry["backup"]).name) if entry["backup"] else None
             moves.append(_Move(staged, target, backup))
@@ -191,6 +191,11 @@ def _read_journal(staging: Path, root: Path) -> list[_Move]:
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
     return moves
+
+
+def _is_inside(relative: str) -> bool:
+    path = Path(relative)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _carry_out(moves: Sequence[_Move]) -> None:
