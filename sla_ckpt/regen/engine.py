@@ -179,17 +179,19 @@ class _Regeneration:
             steps=options.steps,
             lr=1e-2 if options.lr is None else options.lr,
         )
-        restored = restore(
-            backbone.model,
-            work,
-            plan,
-            budget,
-            device=self.device,
-            old=old,
-            extra={"other dtype": extra} if extra else {},
-            group=self.group,
-            progress=self.progress,
-        )
+        # Around backward too: gradient checkpointing runs the forward again there.
+        with adapter.running(backbone.model):
+            restored = restore(
+                backbone.model,
+                work,
+                plan,
+                budget,
+                device=self.device,
+                old=old,
+                extra={"other dtype": extra} if extra else {},
+                group=self.group,
+                progress=self.progress,
+            )
         for name, value in restored.seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
         result = PassResult.of(token, restored)
