@@ -8,6 +8,7 @@ checkpoint directories (``transformer/``, ``unet/``, ``transformer_ema/``, ``une
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,11 @@ def _shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], Mapping[str, s
             path=str(folder / absent[0]),
         )
     return tuple(folder / name for name in files), weight_map
+
+
+def user_path(text: str) -> Path:
+    """A path as a configuration has it; ``~`` is expanded where that user exists."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for others
 
 
 def read_json(path: Path) -> dict[str, Any]:

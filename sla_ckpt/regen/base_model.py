@@ -16,6 +16,7 @@ from sla_ckpt.regen.backbone_files import (
     BackboneFiles,
     find_backbone,
     read_json,
+    user_path,
 )
 
 PIPELINE_INDEX = "model_index.json"
@@ -169,7 +170,7 @@ def resolve_pipeline(checkpoint: Path, pipeline: str | Path | None) -> tuple[str
 
 
 def _local_folder(reference: BaseReference, roots: Sequence[Path]) -> Path | None:
-    folders = (root / Path(reference.name).expanduser() for root in roots)
+    folders = (root / user_path(reference.name) for root in roots)
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

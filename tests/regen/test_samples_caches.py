@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import pickle
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -369,6 +371,50 @@ def test_malicious_cache_file_is_not_executed(
 
     assert len(found) == 1
     assert "executed" not in capsys.readouterr().out
+
+
+def test_damaged_cache_files_give_one_line_whatever_the_damage(tmp_path: Path) -> None:
+    random = Random(3)
+    whole = [
+        save(latents(8, 8), tmp_path / "zip.pt").read_bytes(),
+        save({"latents": latents(8, 8)}, tmp_path / "gz.pt", packed=True).read_bytes(),
+    ]
+    old = io.BytesIO()
+    torch.save({"latents": latents(2, 2)}, old, _use_new_zipfile_serialization=False)
+    whole.append(old.getvalue())
+    path = tmp_path / "damaged.pt"
+    refused = 0
+    for _ in range(600):
+        data = bytearray(random.choice(whole))
+        for _ in range(random.randint(1, 5)):
+            data[random.randrange(len(data))] = random.randrange(256)
+        path.write_bytes(data[: random.choice([len(data), random.randrange(1, len(data))])])
+        try:
+            cache_files.read_latents(path)
+        except FormatError as error:
+            assert "\n" not in error.message
+            refused += 1
+    assert refused > 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, null, {}]",
+        '{"a": 1}',
+        "[",
+        '[{"cache_dir_vae": 7}]',
+        '[{"cache_dir_vae": "~no/such"}]',
+        '[{"cache_dir_vae": "a\\u0000b", "dataset_type": []}]',
+    ],
+)
+def test_odd_dataloader_configurations_are_passed_over(checkpoint: Path, text: str) -> None:
+    run = checkpoint.parent.parent
+    make_cache(run / "cache", 1)
+    make_dataloader(run, [])
+    (run / "config" / "multidatabackend.json").write_text(text)
+
+    assert load(checkpoint).kind == "real"
 
 
 def test_decompression_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import gzip
 import io
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 import zlib
@@ -28,7 +29,12 @@ GZIP_MAGIC = b"\x1f\x8b"
 #: ``<md5 of the caption>-<model family>.pt``
 TEXT_NAME = re.compile(r"([0-9a-f]{32})-([A-Za-z0-9_.-]+)\.pt")
 
+#: What zipfile and torch.load raise on damaged bytes (found by mutating real files).
 _LOAD_ERRORS = (
+    AssertionError,
+    MemoryError,
+    OverflowError,
+    struct.error,
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
@@ -49,20 +55,18 @@ def read_cache_file(path: Path) -> Any:
         FormatError: Unreadable, too large when unpacked, or not a plain tensor file.
     """
     data = _read_bounded(path)
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        try:
+    try:
+        if zipfile.is_zipfile(io.BytesIO(data)):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
-        except zipfile.BadZipFile as error:
-            raise _unreadable(path, "a damaged zip") from error
-        if unpacked > MAX_BYTES:
-            raise _unreadable(path, f"{unpacked:,} bytes when unpacked")
-    try:
+            if unpacked > MAX_BYTES:
+                raise _unreadable(path, f"{unpacked:,} bytes when unpacked")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _LOAD_ERRORS as error:
-        raise _unreadable(path, str(error).splitlines()[0] if str(error) else "empty") from error
+        reason = str(error).splitlines()
+        raise _unreadable(path, reason[0] if reason else type(error).__name__) from error
 
 
 def _read_bounded(path: Path) -> bytes:

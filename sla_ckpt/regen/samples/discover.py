@@ -16,6 +16,7 @@ from typing import Any
 
 from sla_ckpt.checkpoint.runconfig import UPLOADED_CONFIG, RunConfig, load_run_config
 from sla_ckpt.errors import RegenError, SlaCkptError
+from sla_ckpt.regen.backbone_files import user_path
 from sla_ckpt.regen.samples.caches import CacheFolders
 from sla_ckpt.regen.samples.pairing import CaptionRule
 
@@ -108,10 +109,10 @@ def _dataloaders(
 
     for run in _run_configs(around, config):
         name = run.text("data_backend_config")
-        if name is None:
+        if name is None or "\0" in name:
             continue
         for base in bases_of(Path(run.path)):
-            path = (base / Path(name).expanduser()).resolve()
+            path = (base / user_path(name)).resolve()
             if path.is_file() and path not in seen:
                 seen.add(path)
                 yield path, (*bases_of(Path(run.path)), *path.parents[:3])
@@ -146,12 +147,12 @@ def _from_dataloader(path: Path, bases: Sequence[Path], family: str | None) -> C
     rules: list[CaptionRule] = []
 
     def place(value: object, entry: Mapping[str, Any]) -> Path | None:
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or "\0" in value:
             return None
         filled = value.replace("{model_family}", family or "").replace(
             "{id}", str(entry.get("id", ""))
         )
-        candidates = (base / Path(filled).expanduser() for base in bases)
+        candidates = (base / user_path(filled) for base in bases)
         return next((folder for folder in candidates if folder.is_dir()), None)
 
     for entry in entries:
