@@ -155,7 +155,8 @@ def _load(
     model.eval()
     return Backbone(
         model=model,
-        config=MappingProxyType(dict(files.config)),
+        # The model's own config has the class's defaults for entries that the file leaves out.
+        config=MappingProxyType({**dict(getattr(model, "config", {})), **files.config}),
         class_name=class_name,
         description="",
         bytes=count,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from sla_ckpt.attention.inject import use_sla
 from sla_ckpt.attention.session import SLAUnusedWarning
 from sla_ckpt.errors import RegenError
 from sla_ckpt.pairs.table import expected_head_dims
+from sla_ckpt.regen.backbone import load_backbone
 from sla_ckpt.regen.families.base import Batch, FamilyAdapter
 from sla_ckpt.regen.families.registry import adapter_for, builtin_adapters
 from sla_ckpt.state import SLASettings
@@ -318,3 +321,15 @@ def test_cosmos_without_torchvision_says_what_to_install(monkeypatch: pytest.Mon
     with pytest.raises(RegenError, match="torchvision") as info:
         adapter.make_inputs(model, batch, batch.latents, torch.full((2,), 0.5))
     assert info.value.hint == "run: pip install torchvision"
+
+
+def test_entries_missing_from_config_json_take_the_class_defaults(tmp_path: Path) -> None:
+    model = tiny_model("FluxTransformer2DModel", pooled_projection_dim=768)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["pooled_projection_dim"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    backbone = load_backbone(tmp_path, device="cpu", dtype=torch.bfloat16)
+    adapter = adapter_for(backbone.config)
+    assert adapter.conditioning(backbone.config)["pooled_prompt_embeds"].shape == (768,)
