@@ -186,6 +186,34 @@ def test_oldest_attention_processor_keys_of_a_unet_load(tmp_path: Path) -> None:
     torch.testing.assert_close(layer(x) - layer.bias, x @ merged.T, atol=1e-4, rtol=1e-4)
 
 
+def test_convolutions_take_a_lora_too(tmp_path: Path) -> None:
+    unet = make_model("UNet2DConditionModel")
+    unet.save_pretrained(tmp_path / "base" / "unet")
+    torch.manual_seed(1)
+    unet.add_adapter(
+        LoraConfig(r=2, target_modules=["conv_in", "conv1", "to_v"], init_lora_weights=False)
+    )
+    tensors = get_peft_model_state_dict(unet)
+    assert any(tensor.ndim == 4 for tensor in tensors.values())
+    checkpoint = save_lora(tmp_path / "lora", tensors, prefix="unet.")
+
+    backbone = load_backbone(
+        checkpoint, device="cpu", dtype=torch.float32, base_model=tmp_path / "base"
+    )
+
+    inputs = (torch.randn(1, 4, 16, 16), torch.tensor([3]), torch.randn(1, 5, 16))
+    with torch.no_grad():
+        # alpha = rank without metadata, where peft's own default is 8.
+        scaled = {
+            name: module for name, module in unet.named_modules() if hasattr(module, "scaling")
+        }
+        for module in scaled.values():
+            module.scaling["default"] = 1.0
+        expected = unet.eval()(*inputs).sample
+        found = backbone.model(*inputs).sample
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_lora_follows_the_models_dtype(tmp_path: Path) -> None:
     _, tensors, config = trained_lora()
     checkpoint = save_lora(tmp_path / "lora", tensors, config)
