@@ -9,17 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sla_ckpt.checkpoint.layout import CheckpointKind
 from sla_ckpt.errors import FormatError
-from sla_ckpt.state import STATE_FILE, TWIN_FILE, SLAState
+from sla_ckpt.state import STATE_FILE, SLAState
 
 BEGIN = "<!-- sla-ckpt: begin (generated, edits here are lost) -->"
 END = "<!-- sla-ckpt: end -->"
 TAGS = ("sparse-linear-attention", "sla")
 _FRONT_MATTER = re.compile(
-    r"\A(?:\ufeff)?---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL
+    r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
 )
+_LOCAL_PATH = re.compile(r"/|~|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[\\/]|\\\\|file:")
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,17 @@ def update_card(existing: str | None, facts: CardFacts) -> str:
     return _with_tags(_with_section(existing, section))
 
 
+def _newline_of(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
 def _with_section(text: str, section: str) -> str:
     begins, ends = text.count(BEGIN), text.count(END)
+    newline = _newline_of(text)
+    section = section.replace("\n", newline)
     if begins == ends == 0:
-        newline = "\r\n" if "\r\n" in text else "\n"
-        return text.rstrip("\r\n") + newline * 2 + section.replace("\n", newline) + newline
+        ended = 2 if text.endswith(newline * 2) else 1 if text.endswith(newline) else 0
+        return text + newline * (2 - ended) + section + newline
     start, stop = text.find(BEGIN), text.find(END)
     if begins != 1 or ends != 1 or stop < start:
         raise FormatError(
@@ -67,52 +75,72 @@ def _with_section(text: str, section: str) -> str:
             hint="delete both marker lines and what is between them, then push again",
             path="README.md",
         )
-    newline = "\r\n" if "\r\n" in text else "\n"
-    return text[:start] + section.replace("\n", newline) + text[stop + len(END) :]
+    return text[:start] + section + text[stop + len(END) :]
 
 
 def _with_tags(text: str) -> str:
-    """Add our tags to the front matter without touching another line of it."""
+    """Add our tags to the front matter without touching another byte of it.
+
+    The block is edited as text, at the positions that the YAML parser reports.
+    """
+    newline = _newline_of(text)
     match = _FRONT_MATTER.match(text)
-    newline = "\r\n" if "\r\n" in text else "\n"
     if match is None:
+        mark = "\ufeff" if text.startswith("\ufeff") else ""
         lines = ["---", "tags:", *(f"- {tag}" for tag in TAGS), "---", "", ""]
-        return newline.join(lines) + text.removeprefix("\ufeff")
+        return mark + newline.join(lines) + text.removeprefix("\ufeff")
     block = match[1]
-    present = _tags_of(block)
+    before, present = parse_metadata(block), _tags_of(block)
     missing = [tag for tag in TAGS if tag not in present]
     if not missing:
         return text
     changed = _insert_tags(block, missing, newline)
-    if not set(TAGS) <= set(_tags_of(changed)):
+    if changed is None or parse_metadata(changed) != {**before, "tags": [*present, *missing]}:
         raise FormatError(
             "README.md: its metadata has tags in a form that cannot be extended",
             hint=f"add the tags {', '.join(TAGS)} yourself, as a YAML list",
             path="README.md",
         )
-    joined = changed + newline if changed else ""
-    return f"---{newline}{joined}---{newline}" + text[match.end() :]
+    return text[: match.start(1)] + changed + text[match.end(1) :]
 
 
-def _insert_tags(block: str, missing: list[str], newline: str) -> str:
-    lines = block.splitlines()
-    for index, line in enumerate(lines):
-        inline = re.fullmatch(r"tags:\s*\[(.*)\]\s*", line)
-        if inline:
-            items = [inline[1].strip(), *missing] if inline[1].strip() else missing
-            lines[index] = f"tags: [{', '.join(items)}]"
-            return newline.join(lines)
-        single = re.fullmatch(r"tags:\s*([^\s\[#][^#]*?)\s*", line)
-        if single:
-            lines[index : index + 1] = ["tags:", f"- {single[1]}", *(f"- {t}" for t in missing)]
-            return newline.join(lines)
-        if re.fullmatch(r"tags:\s*(#.*)?", line):
-            following = lines[index + 1] if index + 1 < len(lines) else ""
-            indent = re.match(r"(\s*)- ", following)
-            lead = indent[1] if indent else ""
-            lines[index + 1 : index + 1] = [f"{lead}- {tag}" for tag in missing]
-            return newline.join(lines)
-    return newline.join([*lines, "tags:", *(f"- {tag}" for tag in missing)])
+def _insert_tags(block: str, missing: list[str], newline: str) -> str | None:
+    """The block with more tags; None when ``tags`` is neither absent, a list nor one word."""
+    import yaml
+
+    node = _tags_node(block)
+    items = [f"- {tag}" for tag in missing]
+    if node is None:
+        return block + newline.join(["tags:", *items]) + newline
+    start, end = node.start_mark.index, node.end_mark.index
+    if isinstance(node, yaml.SequenceNode) and node.flow_style:
+        last = node.value[-1].end_mark.index if node.value else start + 1
+        return block[:last] + (", " if node.value else "") + ", ".join(missing) + block[last:]
+    if isinstance(node, yaml.SequenceNode):
+        lead = " " * node.start_mark.column
+        return _insert_lines(block, node.value[-1].end_mark.index, lead, items, newline)
+    if not isinstance(node, yaml.ScalarNode):
+        return None
+    if node.value:
+        items.insert(0, f"- {block[start:end]}")
+        block, end = block[:start].rstrip(" ") + block[end:], len(block[:start].rstrip(" "))
+    return _insert_lines(block, end, "", items, newline)
+
+
+def _insert_lines(block: str, after: int, lead: str, lines: list[str], newline: str) -> str:
+    """Put lines after the one that holds position ``after``."""
+    found = block.find("\n", after)
+    at = len(block) if found < 0 else found + 1
+    return block[:at] + "".join(lead + line + newline for line in lines) + block[at:]
+
+
+def _tags_node(block: str) -> Any:
+    """The YAML node of the top-level ``tags``; None when there is none."""
+    import yaml
+
+    root = yaml.compose(block, Loader=yaml.SafeLoader)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    return next((value for key, value in pairs if getattr(key, "value", None) == "tags"), None)
 
 
 def _tags_of(block: str) -> list[str]:
@@ -144,7 +172,11 @@ def parse_metadata(block: str) -> Mapping[str, object]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise FormatError("README.md: its metadata is not a YAML mapping", path="README.md")
+        raise FormatError(
+            "README.md: its metadata is not a YAML mapping",
+            hint="correct the block between the two --- lines",
+            path="README.md",
+        )
     return value
 
 
@@ -152,6 +184,28 @@ def metadata_of(text: str) -> Mapping[str, object]:
     """The metadata of a whole README; empty when it has none."""
     match = _FRONT_MATTER.match(text)
     return parse_metadata(match[1]) if match else {}
+
+
+def check_metadata(text: str) -> None:
+    """Find, before a byte is sent, what the Hub would refuse or nobody wants published.
+
+    Raises:
+        FormatError: A field is empty, or holds a local path; names the field.
+    """
+    for key, value in metadata_of(text).items():
+        if value is None:
+            raise FormatError(
+                f"README.md: metadata field {key!r} is empty, which the Hub refuses",
+                hint=f"give {key} a value between the two --- lines, or delete it",
+                path="README.md",
+            )
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and _LOCAL_PATH.match(item):
+                raise FormatError(
+                    f"README.md: metadata field {key!r} holds a local path",
+                    hint="put the Hub id (org/model) there, then push again",
+                    path="README.md",
+                )
 
 
 def render_section(facts: CardFacts) -> str:
@@ -215,8 +269,3 @@ def _diffusers_example(facts: CardFacts, where: str) -> list[str]:
         '    image = pipe("a lighthouse at dusk").images[0]',
         "```",
     ]
-
-
-def state_file_names() -> tuple[str, str]:
-    """The files whose hashes the section lists."""
-    return STATE_FILE, TWIN_FILE

@@ -55,6 +55,8 @@ def parse_repo(text: str) -> RepoRef:
 
 def looks_like_path(text: str) -> bool:
     """Whether the text can only be a local path: ``./x``, ``~/x``, ``/x``, ``C:\\x``, ``a/b/``."""
+    if "://" in text or text.partition("/")[0].lower() in _HOSTS:
+        return False
     return (
         text in ("", ".", "..")
         or text.startswith(("./", "../", "~", "/", "\\", ".\\", "..\\"))
