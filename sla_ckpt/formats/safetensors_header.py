@@ -86,13 +86,16 @@ class SafetensorsHeader:
     file_size: int
 
 
-def read_header(read: Callable[[int, int], bytes], size: int, *, name: str) -> SafetensorsHeader:
+def read_header(
+    read: Callable[[int, int], bytes], size: int, *, name: str, coerce_metadata: bool = False
+) -> SafetensorsHeader:
     """Read a header through ranged reads: two of them, whatever the file's size.
 
     Args:
         read: ``read(start, length)`` returns those bytes, fewer where the file ends.
         size: The file's size in bytes.
         name: How messages name it.
+        coerce_metadata: Take metadata values that are no strings as JSON text; for repairs.
 
     Raises:
         FormatError: Not a valid safetensors file. ``kind`` says what it is instead
@@ -105,7 +108,7 @@ def read_header(read: Callable[[int, int], bytes], size: int, *, name: str) -> S
     if len(raw) != length:
         raise _fault(name, f"is truncated: its header needs {length:,} bytes", "truncated")
     entries = _parse(raw, name)
-    metadata = _metadata(entries.pop(METADATA_KEY, None), name)
+    metadata = _metadata(entries.pop(METADATA_KEY, None), name, coerce_metadata)
     tensors = {key: _tensor(key, entry, data_start, name) for key, entry in entries.items()}
     _check_layout(tensors.values(), data_start, size, name)
     return SafetensorsHeader(
@@ -159,11 +162,15 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
     return header
 
 
-def _metadata(value: object, name: str) -> dict[str, str]:
+def _metadata(value: object, name: str, coerce: bool) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise _fault(name, f"has a {METADATA_KEY} that is not an object", "metadata")
+    if coerce:
+        return {
+            key: text if isinstance(text, str) else json.dumps(text) for key, text in value.items()
+        }
     for key, text in value.items():
         if not isinstance(text, str):
             raise _fault(

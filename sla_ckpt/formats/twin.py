@@ -47,8 +47,15 @@ TOKEN_OF = {dtype: token for token, dtype in SAFETENSORS.items()}
 _MAX_TENSOR = 1 << 32
 
 
-def read_twin(source: Path | bytes | BinaryIO, *, name: str | None = None) -> SLAState:
+def read_twin(
+    source: Path | bytes | BinaryIO, *, name: str | None = None, coerce_metadata: bool = False
+) -> SLAState:
     """Read a twin, its origin included.
+
+    Args:
+        source: Path, bytes or seekable stream.
+        name: How messages name it.
+        coerce_metadata: As for :func:`~.safetensors_header.read_header`.
 
     Raises:
         TargetNotFoundError: It is absent or cannot be read.
@@ -56,8 +63,23 @@ def read_twin(source: Path | bytes | BinaryIO, *, name: str | None = None) -> SL
         FormatError: Not a valid safetensors file.
     """
     with opened(source, name) as data:
-        header = read_header(data.read, data.size, name=data.name)
+        header = read_header(data.read, data.size, name=data.name, coerce_metadata=coerce_metadata)
         return _to_state(data, header)
+
+
+def foreign_metadata(source: Path | bytes | BinaryIO, *, name: str | None = None) -> dict[str, str]:
+    """What others wrote into a twin's metadata; kept when the twin is written anew.
+
+    Raises:
+        FormatError: Not a valid safetensors file.
+    """
+    with opened(source, name) as data:
+        header = read_header(data.read, data.size, name=data.name, coerce_metadata=True)
+    return {
+        key: text
+        for key, text in header.metadata.items()
+        if key != "format" and not key.startswith(_PREFIX)
+    }
 
 
 def twin_pt_sha256(source: Path | bytes | BinaryIO, *, name: str | None = None) -> str | None:
@@ -149,12 +171,15 @@ def _settings(name: str, metadata: Mapping[str, str]) -> SLASettings | None:
         raise _fault(name, error.message) from error
 
 
-def encode_twin(state: SLAState, *, pt_sha256: str) -> bytes:
+def encode_twin(
+    state: SLAState, *, pt_sha256: str, extra: Mapping[str, str] | None = None
+) -> bytes:
     """The twin's bytes; the same state always gives the same bytes.
 
     Args:
         state: The state, its origin included.
         pt_sha256: Hex digest of the ``.pt`` it stands beside.
+        extra: Further metadata, as :func:`foreign_metadata` returns.
 
     Raises:
         ValueError: A dtype that safetensors lacks.
@@ -170,6 +195,7 @@ def encode_twin(state: SLAState, *, pt_sha256: str) -> bytes:
             tensors[f"{key}/{name}"] = (TOKEN_OF[dtype], array.shape, encode(array, dtype))
     settings = None if state.settings is None else state.settings.to_dict()
     metadata = {
+        **(extra or {}),
         "format": "pt",
         _PREFIX + "version": str(state.version),
         _PREFIX + "settings": json.dumps(settings),

@@ -9,7 +9,7 @@ from pathlib import Path
 from sla_ckpt.checkpoint.layout import MANIFEST_FILE
 from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.context import Context, VerifyOptions
-from sla_ckpt.errors import FormatError, SlaCkptError
+from sla_ckpt.errors import FormatError, SlaCkptError, UnsafePickleError
 from sla_ckpt.formats.simpletuner import encode_state, payload_to_state, read_payload
 from sla_ckpt.formats.twin import read_twin, twin_pt_sha256
 from sla_ckpt.migrate.draft import RepairContext
@@ -17,6 +17,7 @@ from sla_ckpt.migrate.manifest import add_to_manifest
 from sla_ckpt.migrate.optimizer_repair import plan_optimizer
 from sla_ckpt.migrate.options import MigrateOptions
 from sla_ckpt.migrate.plan import FileChange, Plan, Problem, Step
+from sla_ckpt.migrate.salvage import salvage_state, salvage_twin
 from sla_ckpt.migrate.state_repairs import repair_state
 from sla_ckpt.migrate.stored import bytes_change, state_change, twin_change
 from sla_ckpt.state import STATE_FILE, TWIN_FILE, SLASettings, SLAState
@@ -102,23 +103,26 @@ def _repaired_state(
     pt, twin = _targets(context)
     if context.checkpoint.state_path is None:
         return _from_twin(root, context, options, pt, twin)
-    from sla_ckpt.migrate.salvage import salvage_state
-
+    taken: tuple[Step, ...] = ()
     try:
-        source, value, steps = "SimpleTuner v1", read_payload(root / pt, name=pt).value, ()
-        taken: tuple[Step, ...] = steps
+        source, value = "SimpleTuner v1", read_payload(root / pt, name=pt).value
     except FormatError as error:
         if error.kind not in ("legacy-torch", "safetensors") or not _allows(options, "SLA002"):
-            return "unreadable", None, (), (Problem(error.message, error.hint, "SLA002"),)
+            return "unreadable", None, (), (_unreadable(error),)
         try:
             source, value, step = salvage_state(root / pt, error.kind, name=pt)
         except SlaCkptError as worse:
-            return "unreadable", None, (), (Problem(worse.message, worse.hint, "SLA002"),)
+            return "unreadable", None, (), (_unreadable(worse),)
         taken = (step,)
     state, more, problems = repair_state(value, repair_context_of(context, options, pt))
     if state is not None:
         state = replace(state, origin=_origin(root, context, twin))
     return source, state, (*taken, *more) if state is not None else (), problems
+
+
+def _unreadable(error: SlaCkptError) -> Problem:
+    code = "SLA003" if isinstance(error, UnsafePickleError) else "SLA002"
+    return Problem(error.message, error.hint, code)
 
 
 def _origin(root: Path, context: Context, twin: str) -> dict[str, str]:
@@ -139,21 +143,17 @@ def _from_twin(
 ) -> tuple[str, SLAState | None, tuple[Step, ...], tuple[Problem, ...]]:
     if context.checkpoint.twin_path is None:
         return "no state", None, (), ()
-    if context.twin is None:
-        fault = context.twin_fault
-        message = fault.message if fault else f"{twin} cannot be read"
-        return "unreadable", None, (), (Problem(message, fault.hint if fault else None, "SLA002"),)
     if not _allows(options, "SLA001"):
         return "safetensors twin", None, (), ()
+    try:
+        source, value, origin = salvage_twin(root / twin, name=twin)
+    except SlaCkptError as error:
+        return "unreadable", None, (), (_unreadable(error),)
     step = Step("state written from its twin", pt, "missing", f"as in {twin}", "SLA001")
-    from sla_ckpt.checks.entries import twin_as_body
-
-    state, more, problems = repair_state(
-        twin_as_body(context.twin), repair_context_of(context, options, pt)
-    )
+    state, more, problems = repair_state(value, repair_context_of(context, options, pt))
     if state is None:
-        return "safetensors twin", None, (), problems
-    return "safetensors twin", replace(state, origin=context.twin.origin), (step, *more), ()
+        return source, None, (), problems
+    return source, replace(state, origin=origin), (step, *more), ()
 
 
 def _plan_twin(
@@ -170,15 +170,16 @@ def _plan_twin(
         return [], []
     sha256 = hashlib.sha256(encode_state(state)).hexdigest()
     pt, _ = _targets(context)
-    if not state_changes:
+    if not state_changes and context.payload is not None:
         # The file stays as it is, which need not be the bytes that would be written today.
-        assert context.payload is not None
         sha256 = context.payload.sha256
     if exists and _twin_is_current(root / twin, state, sha256):
         return [], []
     if exists and not state_changes and not _allows(options, "SLA212"):
         return [], []
     before = "belongs to another state" if exists else "missing"
+    if context.twin_fault is not None:
+        before = "unreadable"
     if exists and state_changes:
         before = "the state before its repair"
     step = Step("twin written", twin, before, f"as in {pt}", "SLA212" if exists else None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sla_ckpt.errors import MigrationError
+from sla_ckpt.checks.entries import twin_as_body
+from sla_ckpt.errors import FormatError, MigrationError
 from sla_ckpt.formats.layouts.names import parse_name, strip_wrappers
 from sla_ckpt.formats.layouts.tensors import TensorBag, open_tensors
 from sla_ckpt.formats.payload import StoredTensor
+from sla_ckpt.formats.simpletuner import read_payload
 from sla_ckpt.formats.twin import read_twin
 from sla_ckpt.migrate.legacy import read_legacy
 from sla_ckpt.migrate.plan import Step
@@ -36,10 +38,26 @@ def salvage_state(path: Path, kind: str, *, name: str) -> tuple[str, object, Ste
     step = Step("container converted", name, "a safetensors file", "a torch zip", "SLA002")
     with open_tensors(path) as bag:
         if "sla_ckpt.version" in bag.metadata:
-            from sla_ckpt.checks.entries import twin_as_body
-
             return "safetensors twin under this name", twin_as_body(read_twin(path)), step
         return "safetensors file", pairs_payload(bag, name=name), step
+
+
+def salvage_twin(path: Path, *, name: str) -> tuple[str, object, dict[str, str]]:
+    """Read a twin that stands alone, also if its metadata or its container is wrong.
+
+    Returns:
+        What it really is, its payload, and the origin it records.
+
+    Raises:
+        SlaCkptError: It cannot be read.
+    """
+    try:
+        state = read_twin(path, name=name, coerce_metadata=True)
+    except FormatError as error:
+        if error.kind != "zip":
+            raise
+        return "torch zip under the twin's name", read_payload(path, name=name).value, {}
+    return "safetensors twin", twin_as_body(state), dict(state.origin)
 
 
 def pairs_payload(bag: TensorBag, *, name: str) -> dict[str, object]:

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from sla_ckpt.errors import WriteError
+from sla_ckpt.errors import SlaCkptError, WriteError
 from sla_ckpt.formats.simpletuner import encode_state, read_state
-from sla_ckpt.formats.twin import encode_twin, read_twin
+from sla_ckpt.formats.twin import encode_twin, foreign_metadata, read_twin
 from sla_ckpt.migrate.plan import FileChange, fingerprint
 from sla_ckpt.state import SLAState
 
@@ -41,13 +41,21 @@ def state_change(root: Path, path: str, state: SLAState) -> FileChange:
 
 
 def twin_change(root: Path, path: str, state: SLAState, pt_sha256: str) -> FileChange:
-    """Write the twin; every tensor is compared after reading it back."""
+    """Write the twin; every tensor is compared after reading it back.
+
+    Metadata that others put into the twin that is there is kept.
+    """
+    try:
+        extra = foreign_metadata(root / path)
+    except SlaCkptError:
+        extra = {}
 
     def check(staged: Path) -> None:
         if not read_twin(staged, name=path).equals(state):
             raise differs(path)
 
-    return bytes_change(root, path, encode_twin(state, pt_sha256=pt_sha256), check)
+    data = encode_twin(state, pt_sha256=pt_sha256, extra=extra)
+    return bytes_change(root, path, data, check)
 
 
 def state_sha256(state: SLAState) -> str:

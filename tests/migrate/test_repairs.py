@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import sla_ckpt.checks.verify as checks
 from sla_ckpt.formats.simpletuner import encode_state, read_payload, read_state
-from sla_ckpt.formats.twin import encode_twin, read_twin, twin_pt_sha256
+from sla_ckpt.formats.twin import encode_twin, foreign_metadata, read_twin, twin_pt_sha256
 from sla_ckpt.migrate import MigrateOptions, fix, migrate
 from sla_ckpt.state import PairKey, SLASettings, SLAState
 from tests.formats.zip_builders import GOOD_STATE, STATES
@@ -443,3 +443,49 @@ def test_repairs_are_idempotent_and_never_lose_a_pair(
     assert kept >= {
         float(index + 1) for index, (_, _, zero) in enumerate(pairs.values()) if not zero
     }
+
+
+def test_a_torch_file_under_the_twins_name_becomes_a_state(tmp_path: Path) -> None:
+    shutil.copy(GOOD_STATE, tmp_path / "sla_attention.safetensors")
+    assert titles(tmp_path) == ["state written from its twin", "twin written"]
+    assert (tmp_path / "sla_attention.pt").read_bytes() == GOOD_STATE.read_bytes()
+    assert read_twin(tmp_path / "sla_attention.safetensors").equals(read_state(GOOD_STATE))
+    assert titles(tmp_path) == []
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+def test_metadata_that_is_no_text_becomes_text_and_foreign_entries_stay(
+    with_state: bool, tmp_path: Path
+) -> None:
+    good = SLAState(read_state(GOOD_STATE).pairs, SLASettings(), origin={"data": "real"})
+    twin = tmp_path / "sla_attention.safetensors"
+    raw = encode_twin(good, pt_sha256="", extra={"step": "77777", "author": "me"})
+    twin.write_bytes(raw.replace(b'"step":"77777"', b'"step":7777777'))
+    if with_state:
+        shutil.copy(GOOD_STATE, tmp_path / "sla_attention.pt")
+    assert "twin written" in titles(tmp_path)
+    metadata = foreign_metadata(twin)
+    assert metadata == {"step": "7777777", "author": "me"}
+    assert read_twin(twin).equals(good)
+    assert titles(tmp_path) == []
+
+
+def test_an_unsafe_state_is_a_problem_by_name_and_stays_untouched(tmp_path: Path) -> None:
+    import argparse
+
+    folder = saved(tmp_path / "c", payload(settings=argparse.Namespace(topk=0.2)))
+    before = (folder / "sla_attention.pt").read_bytes()
+    result = migrate(folder)
+    assert result.plan.is_empty
+    assert result.plan.problems[0].code == "SLA003"
+    assert "argparse.Namespace" in result.plan.problems[0].message
+    assert (folder / "sla_attention.pt").read_bytes() == before
+
+
+def test_a_path_that_is_not_ascii_works_for_every_repair(tmp_path: Path) -> None:
+    data = Path(__file__).parents[1] / "data" / "checkpoints" / "out_peft" / "checkpoint-3"
+    folder = tmp_path / "modèle_検証"
+    shutil.copytree(data, folder)
+    shutil.copy(STATES / "wrong/legacy_nonzip_torch_save/sla_attention.pt", folder)
+    assert {step.code for step in migrate(folder).plan.steps} == {"SLA002", "SLA304"}
+    assert migrate(folder).plan.is_empty

@@ -92,7 +92,7 @@ def _open_file(path: Path, stack: ExitStack) -> TensorBag:
     head = source.read(0, HEAD_BYTES)
     kind = sniff(head, source.size)
     if kind == "safetensors":
-        header = read_header(source.read, source.size, name=source.name)
+        header = read_header(source.read, source.size, name=source.name, coerce_metadata=True)
         handles = {name: _safetensors_handle(source, info) for name, info in header.tensors.items()}
         return TensorBag(source.name, "safetensors", handles, header.metadata, {})
     if kind == "zip":
