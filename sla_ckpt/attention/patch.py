@@ -23,16 +23,23 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as torch_checkpoint
 from torch import Tensor
 
-from sla_ckpt.errors import AttentionError
+from sla_ckpt.attention.scopes import (
+    AttentionCall,
+    AttentionHandler,
+    Scope,
+    active_handler,
+    in_backward,
+    only_dense,
+    pushed,
+    running_backward,
+)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -52,68 +59,6 @@ def run_outside_graphs(function: _F, *, recursive: bool = True) -> _F:
     return disable(function, **options)  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionCall:
-    """The arguments of one ``scaled_dot_product_attention`` call.
-
-    Attributes:
-        recompute: The call repeats one of the forward, inside backward.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    attn_mask: Tensor | None
-    dropout_p: float
-    is_causal: bool
-    scale: float | None
-    enable_gqa: bool
-    recompute: bool
-    original: Callable[..., Tensor]
-
-    def dense(self) -> Tensor:
-        """What the call gives without SLA."""
-        extra: dict[str, Any] = {"enable_gqa": True} if self.enable_gqa else {}
-        return self.original(
-            self.query,
-            self.key,
-            self.value,
-            attn_mask=self.attn_mask,
-            dropout_p=self.dropout_p,
-            is_causal=self.is_causal,
-            scale=self.scale,
-            **extra,
-        )
-
-
-class AttentionHandler(Protocol):
-    """What a session must offer to receive attention calls."""
-
-    @property
-    def closed(self) -> bool: ...
-
-    def attend(self, call: AttentionCall) -> Tensor: ...
-
-
-@dataclass(frozen=True, eq=False)
-class _Scope:
-    """One entry of the stack. Without a handler it means: dense from here on.
-
-    ``resumed`` scopes belong to a recomputation and outlive the session.
-    """
-
-    handler: AttentionHandler | None
-    resumed: bool = False
-
-    @property
-    def live(self) -> bool:
-        return self.handler is None or self.resumed or not self.handler.closed
-
-
-_scopes: ContextVar[tuple[_Scope, ...]] = ContextVar("sla_ckpt_scopes", default=())
-_DENSE = _Scope(None)
-
-
 @contextlib.contextmanager
 def scope(handler: AttentionHandler | None) -> Iterator[None]:
     """Send this context's attention calls to ``handler``; to dense attention if it is None.
@@ -121,80 +66,21 @@ def scope(handler: AttentionHandler | None) -> Iterator[None]:
     Scopes nest, the innermost wins. They may be left in any order and from another context than
     they were entered in; only this scope's own entry goes.
     """
-    with _entered(_Scope(handler)):
+    with _entered(Scope(handler)):
         yield
 
 
 @contextlib.contextmanager
-def _entered(entry: _Scope) -> Iterator[None]:
-    with _patch.held():
-        _scopes.set((*_scopes.get(), entry))
-        try:
-            yield
-        finally:
-            _scopes.set(tuple(other for other in _scopes.get() if other is not entry))
-
-
-def is_active(handler: AttentionHandler) -> bool:
-    """Whether this context's attention calls go to ``handler`` now."""
-    return _active_handler() is handler
-
-
-def _active_handler() -> AttentionHandler | None:
-    for entry in reversed(_scopes.get() or _scopes_of_backward()):
-        if entry.live:
-            return entry.handler
-    return None
-
-
-def _in_backward() -> bool:
-    return bool(torch._C._current_graph_task_id() != -1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Backward:
-    """A backward pass that is running: the thread that called it and what was active there."""
-
-    thread: int
-    handler: AttentionHandler | None
-
-
-_backwards: list[_Backward] = []
-
-
-def _scopes_of_backward() -> tuple[_Scope, ...]:
-    """For recomputation in a thread of the autograd engine: the scope of who called backward.
-
-    The engine does not tell which backward pass a thread works for. Unless this thread called one
-    itself, all that run must agree.
-
-    Raises:
-        AttentionError: Backward passes with different sessions run at the same time.
-    """
-    if not _in_backward():
-        return ()
-    running = tuple(_backwards)
-    thread = threading.get_ident()
-    own = [backward for backward in running if backward.thread == thread]
-    handlers = {id(backward.handler): backward.handler for backward in own[-1:] or running}
-    if len(handlers) > 1:
-        raise AttentionError(
-            "backward passes with and without this SLA session, or with several, run at once, "
-            "and one of them recomputes attention outside torch.utils.checkpoint",
-            hint="use torch.utils.checkpoint or enable_sla, or run one backward pass at a time",
-        )
-    return tuple(_Scope(handler) for handler in handlers.values())
+def _entered(entry: Scope) -> Iterator[None]:
+    with _patch.held(), pushed(entry):
+        yield
 
 
 def _make_engine_run_backward(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run_backward(*args: Any, **kwargs: Any) -> Any:
-        running = _Backward(threading.get_ident(), _active_handler())
-        _backwards.append(running)
-        try:
+        with running_backward():
             return original(*args, **kwargs)
-        finally:
-            _backwards.remove(running)
 
     return run_backward
 
@@ -202,7 +88,7 @@ def _make_engine_run_backward(original: Callable[..., Any]) -> Callable[..., Any
 class _BoundFunction:
     """A checkpointed function together with what was active when it was checkpointed."""
 
-    def __init__(self, function: Callable[..., Any], entry: _Scope) -> None:
+    def __init__(self, function: Callable[..., Any], entry: Scope) -> None:
         self._function = function
         self._entry = entry
         functools.update_wrapper(self, function, updated=())
@@ -213,7 +99,7 @@ class _BoundFunction:
 
 
 def _bind(function: Callable[..., Any]) -> _BoundFunction:
-    return _BoundFunction(function, _Scope(_active_handler(), resumed=True))
+    return _BoundFunction(function, Scope(active_handler(), resumed=True))
 
 
 def _make_attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -236,18 +122,15 @@ def _make_attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             is_causal,
             scale,
             enable_gqa,
-            recompute=_in_backward(),
+            recompute=in_backward(),
             original=original,
         )
-        handler = _active_handler()
+        handler = active_handler()
         if handler is None:
             return call.dense()
         # Whatever the handler calls (observers, kernels, a patch below this one) is dense.
-        token = _scopes.set((_DENSE,))
-        try:
+        with only_dense():
             return handler.attend(call)
-        finally:
-            _scopes.reset(token)
 
     # Dynamo must not trace into this: which session is active is known only when it runs.
     return run_outside_graphs(scaled_dot_product_attention)

@@ -21,7 +21,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
-from sla_ckpt.attention.patch import is_active, run_outside_graphs, scope
+from sla_ckpt.attention.patch import run_outside_graphs, scope
+from sla_ckpt.attention.scopes import is_active
 from sla_ckpt.attention.session import SLASession
 
 _sessions: WeakKeyDictionary[nn.Module, SLASession] = WeakKeyDictionary()

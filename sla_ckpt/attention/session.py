@@ -13,8 +13,8 @@ from torch.func import functional_call
 from torch.nn import Parameter
 
 from sla_ckpt.attention.module import SparseLinearAttention
-from sla_ckpt.attention.patch import AttentionCall
 from sla_ckpt.attention.routing import dense_reason
+from sla_ckpt.attention.scopes import AttentionCall
 from sla_ckpt.attention.stats import SLAStats
 from sla_ckpt.errors import AttentionError
 from sla_ckpt.state import PairKey, ProjectionTensors, SLASettings, SLAState, normalise_dtype

@@ -165,22 +165,32 @@ def test_layers_on_two_devices_train_one_set_of_parameters(how: str) -> None:
 def test_two_backwards_at_once_never_mix_sessions() -> None:
     """PyTorch's engine does not say whose recomputation it runs; wrong silently it must not be."""
     want = expected()
-    outcomes: list[bool] = []
+    rounds = 5
+    outcomes: list[str] = []
 
-    def train() -> None:
-        for _ in range(5):
+    def train(model: nn.Module) -> None:
+        for _ in range(rounds):
             with use_sla(state(), trainable=True) as session:
                 try:
-                    Model("own-function")(inputs()).float().square().mean().backward()
+                    model(inputs()).float().square().mean().backward()
                 except AttentionError as error:
-                    outcomes.append("run at once" in error.message)
+                    outcomes.append("refused" if "run at once" in error.message else str(error))
                     continue
-            assert_same(gradients(session), want)
-            outcomes.append(True)
+            got = gradients(session)
+            right = len(got) == len(want) and all(
+                (one - other).norm() <= 5e-3 * other.norm()
+                for one, other in zip(got, want, strict=True)
+            )
+            outcomes.append("right" if right else "wrong")
 
-    threads = [threading.Thread(target=train) for _ in range(2)]
+    # Made here: the seed is the whole process's.
+    threads = [
+        threading.Thread(target=train, args=(model,))
+        for model in (Model("own-function"), Model("own-function"))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes == [True] * 10
+    assert len(outcomes) == 2 * rounds
+    assert set(outcomes) <= {"right", "refused"}
