@@ -33,6 +33,7 @@ _TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _MODEL_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
 _TEXT_TOKENS = 16
 _DEFAULT_TOKENS = 16
+_PLUGIN_SIDE = 256
 # Config entries that count layers of one kind; layers of a kind all attend alike.
 _DEPTH_KEYS = (
     "num_layers",
@@ -188,12 +189,17 @@ def _adapter_inputs(tokens: int) -> InputMaker:
     def make(config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         import torch
 
-        from sla_ckpt.regen.families.base import collate
+        from sla_ckpt.errors import RegenError
+        from sla_ckpt.regen.families.base import Size, collate
         from sla_ckpt.regen.families.registry import adapter_for
 
         adapter = adapter_for(config)
         with torch.device("cpu"):
-            size = adapter.size_for_tokens(config, tokens)
+            try:
+                size = adapter.size_for_tokens(config, tokens)
+            except RegenError:
+                # A plug-in that does not count tokens: any size shows the pairs.
+                size = Size(_PLUGIN_SIDE, _PLUGIN_SIDE)
             sample = adapter.prepare(
                 config,
                 adapter.synthetic_sample(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from sla_ckpt.errors import RegenError
+from sla_ckpt.pairs.trace import trace_pairs
 from sla_ckpt.regen.families.base import FamilyAdapter, Size, collate
 from sla_ckpt.regen.families.registry import adapter_for, builtin_adapters
 
@@ -118,3 +121,24 @@ def test_the_example_in_the_guide_works_as_a_plugin(install) -> None:  # type: i
     inputs = adapter.make_inputs(None, batch, noisy, t)
     assert inputs["encoder_hidden_states"].shape == (1, 3, 16)
     assert adapter.read_prediction((target,), batch) is target
+
+    class MyTransformer2DModel(torch.nn.Module):
+        def __init__(self, config: dict[str, Any]) -> None:
+            super().__init__()
+            self.config = config
+
+        @classmethod
+        def from_config(cls, config: dict[str, Any]) -> MyTransformer2DModel:
+            return cls(config)
+
+        def forward(
+            self, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor
+        ) -> Tensor:
+            tokens = (
+                hidden_states.flatten(2)[:, :, None].transpose(1, 3)[..., :1].expand(-1, -1, 2, 8)
+            )
+            heads = tokens.transpose(1, 2)
+            return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+
+    traced = trace_pairs(config, model_class=MyTransformer2DModel)
+    assert [str(pair) for pair in traced.pairs] == ["8:bf16"]
