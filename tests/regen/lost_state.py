@@ -14,11 +14,17 @@ import torch
 from safetensors.torch import save_file
 
 from sla_ckpt.attention.inject import use_sla
+from sla_ckpt.regen.families.registry import adapter_for
 from sla_ckpt.state import PairKey, ProjectionTensors, SLASettings, SLAState
-from tests.regen.tiny_models import FLUX, make_model
+from tests.regen.tiny_models import make_model
 
 SETTINGS = SLASettings(topk=0.5)
-KEY = PairKey(16, "bf16")
+CONFIG = {
+    name: value
+    for name, value in adapter_for("FluxTransformer2DModel").tiny_config().items()
+    if name != "_class_name"
+}
+KEY = PairKey(CONFIG["attention_head_dim"], "bf16")
 SIDE = 12
 TEXT = 8
 
@@ -33,25 +39,26 @@ def true_state(seed: int = 3) -> SLAState:
 def make_lost_checkpoint(root: Path) -> Path:
     """A full-model checkpoint without ``sla_attention.pt``."""
     checkpoint = root / "checkpoint-10"
-    make_model("FluxTransformer2DModel").to(torch.bfloat16).save_pretrained(
+    make_model("FluxTransformer2DModel", CONFIG).to(torch.bfloat16).save_pretrained(
         checkpoint / "transformer"
     )
     return checkpoint
 
 
-def make_calls(path: Path, count: int = 4, *, zero_target: bool = False) -> Path:
+def make_calls(path: Path, count: int = 8, *, zero_target: bool = False) -> Path:
     """Stored forward() calls of that model under :func:`true_state`."""
-    model = make_model("FluxTransformer2DModel").to(torch.bfloat16).eval()
+    model = make_model("FluxTransformer2DModel", CONFIG).to(torch.bfloat16).eval()
     tensors: dict[str, torch.Tensor] = {}
     rows = torch.arange(SIDE * SIDE)
     with torch.no_grad(), use_sla(true_state()):
         for number in range(count):
             generator = torch.Generator().manual_seed(number)
             inputs: dict[str, Any] = {
-                "hidden_states": torch.randn(1, SIDE * SIDE, 4, generator=generator),
+                "hidden_states": torch.randn(1, SIDE * SIDE, 16, generator=generator),
                 "encoder_hidden_states": torch.randn(1, TEXT, 32, generator=generator),
-                "pooled_projections": torch.randn(1, 32, generator=generator),
+                "pooled_projections": torch.randn(1, 24, generator=generator),
                 "timestep": torch.rand(1, generator=generator),
+                "guidance": torch.ones(1),
                 "img_ids": torch.stack([0 * rows, rows // SIDE, rows % SIDE], 1).float(),
                 "txt_ids": torch.zeros(TEXT, 3),
             }
@@ -64,6 +71,3 @@ def make_calls(path: Path, count: int = 4, *, zero_target: bool = False) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     return path
-
-
-assert FLUX["attention_head_dim"] == KEY.head_dim
