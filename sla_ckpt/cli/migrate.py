@@ -12,8 +12,28 @@ from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK
 from sla_ckpt.migrate.options import TARGETS, MigrateOptions, Target
 
+_LOSSY = ("reduce", "overwrite", "drop_strays")
 
-@click.command("migrate", context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Grouped(click.Command):
+    """Options that lose something stand under their own heading in the help."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {
+            "Options": [],
+            "Options that lose something": [],
+        }
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                lossy = parameter.name in _LOSSY
+                groups["Options that lose something" if lossy else "Options"].append(record)
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+@click.command("migrate", cls=_Grouped, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", required=False, metavar="[CHECKPOINT]")
 @click.option(
     "--from",
@@ -47,14 +67,18 @@ from sla_ckpt.migrate.options import TARGETS, MigrateOptions, Target
 @click.option(
     "--base-model", type=click.Path(file_okay=False), help="Folder of an adapter's base model."
 )
-@click.option("--drop-strays", is_flag=True, help="Drop all-zero pairs this model cannot make.")
+@click.option(
+    "--drop-strays", is_flag=True, help="Drop all-zero pairs that this model cannot make."
+)
 @click.option("--keep-optimizer", is_flag=True, help="Leave optimizer.bin as it is.")
 @click.option(
     "--reduce",
     type=click.Choice(["mean"]),
-    help="Loses information: average layers that differ, and report the error.",
+    help="Average layers that differ, and report the error that makes.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a good state (a backup is kept).")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace a state or file that is there (a backup is kept)."
+)
 @_options.dry_run
 @_options.output_format("text", "json")
 @_options.quiet

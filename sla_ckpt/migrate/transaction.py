@@ -110,11 +110,6 @@ def recover(root: Path) -> tuple[Path, ...]:
     return tuple(move.target for move in waiting)
 
 
-def has_unfinished(root: Path) -> bool:
-    """Whether an interrupted migration waits to be finished by the next run."""
-    return (root / STAGING / _JOURNAL).is_file()
-
-
 def _stage(staging: Path, root: Path, changes: Sequence[FileChange]) -> list[_Move]:
     moves = []
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

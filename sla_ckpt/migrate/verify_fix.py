@@ -9,7 +9,7 @@ from sla_ckpt.checks.context import VerifyOptions
 from sla_ckpt.checks.report import Report
 from sla_ckpt.checks.verify import verify_many
 from sla_ckpt.errors import SlaCkptError
-from sla_ckpt.migrate.api import fix
+from sla_ckpt.migrate.api import finish_interrupted, fix
 from sla_ckpt.migrate.options import MigrateOptions
 from sla_ckpt.migrate.show import to_text
 from sla_ckpt.state import STATE_FILE
@@ -39,7 +39,11 @@ def verify_and_fix(
         base_model=options.base_model,
         drop_strays="SLA207" in options.select,
     )
-    for report in verify_many(targets, options):
+    listed = list(targets)
+    if not dry_run:
+        for target in listed:
+            _finish(target, note)
+    for report in verify_many(listed, options):
         path = Path(report.target)
         local = path.is_dir() or (path.is_file() and path.name == STATE_FILE)
         codes = {f.code for f in report.findings if f.fixable}
@@ -60,3 +64,17 @@ def verify_and_fix(
             yield report
         else:
             yield next(iter(verify_many([report.target], options)))
+
+
+def _finish(target: str, note: Callable[[str], None]) -> None:
+    """A migration that was killed half-way is finished before anything is judged."""
+    if not Path(target).is_dir():
+        return
+    try:
+        finished = finish_interrupted(target)
+    except SlaCkptError as error:
+        note(f"{target}: an interrupted migration is not finished: {error.message}")
+        return
+    if finished:
+        names = ", ".join(path.name for path in finished)
+        note(f"{target}: finished an interrupted migration ({names})")

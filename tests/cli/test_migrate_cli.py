@@ -96,7 +96,12 @@ def test_layers_that_differ_need_an_explicit_reduction(tmp_path: Path) -> None:
     with pytest.raises(MigrationError, match="different projections"):
         run(source)
     assert run(source, "--reduce", "mean", "--topk", "0.1").return_value == 0
-    assert "Loses information" in run("--help").output
+
+
+def test_options_that_lose_something_have_their_own_heading() -> None:
+    _, _, lossy = run("--help").output.partition("Options that lose something:")
+    assert all(name in lossy for name in ("--reduce", "--overwrite", "--drop-strays"))
+    assert "--dry-run" not in lossy
 
 
 def test_a_state_is_written_per_layer(tmp_path: Path) -> None:

@@ -238,3 +238,23 @@ def test_a_foreign_journal_cannot_point_outside(tmp_path: Path) -> None:
         finish_interrupted(folder)
         assert victim.read_text() == "safe"
     assert read_state(folder / "sla_attention.pt")
+
+
+def test_verify_fix_finishes_what_was_interrupted(
+    tmp_path: Path, both: tuple[dict[str, bytes], dict[str, bytes]]
+) -> None:
+    from sla_ckpt.checks.context import VerifyOptions
+    from sla_ckpt.migrate.verify_fix import verify_and_fix
+
+    _, after = both
+    for at in range(10, 60):
+        folder = broken_checkpoint(tmp_path / f"at{at}")
+        assert run_killed(folder, at).returncode == -signal.SIGKILL
+        if (folder / STAGING / "journal.json").is_file():
+            break
+    else:
+        pytest.fail("the journal was never seen")
+    notes: list[str] = []
+    list(verify_and_fix([str(folder)], VerifyOptions(), note=notes.append))
+    assert contents(folder) == after
+    assert any("finished an interrupted migration" in note for note in notes)
