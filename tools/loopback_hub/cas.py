@@ -13,6 +13,7 @@ Formats, as far as they are needed here:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -21,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import HubError
-from .objects import CHUNK, new_file
+from .objects import new_file
 
 RECORD = 48
 END = b"\xff" * 32
 HAS_VERIFICATION = 1 << 31
 HAS_SHA256 = 1 << 30
 CHUNK_HEADER = 8
+_INTERNAL = {"token": "server", "token_expiry_unix_secs": 2**33}
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Cas:
         self._by_hash: dict[str, ShardFile] = {}
         self._by_sha256: dict[str, ShardFile] = {}
         self._lock = asyncio.Lock()
+        self._xet: Any = None
         for path in self._files.glob("*.json"):
             raw = json.loads(path.read_bytes())
             terms = tuple(Term(**term) for term in raw["terms"])
@@ -96,7 +99,7 @@ class Cas:
 
     def size(self, sha256: str) -> int | None:
         file = self._by_sha256.get(sha256)
-        return None if file is None else sum(term.size for term in file.terms)
+        return None if file is None else _size(file)
 
     def xorb_path(self, name: str) -> Path:
         return self._xorbs / name[:2] / name
@@ -125,7 +128,7 @@ class Cas:
         file = self._by_hash.get(name)
         if file is None:
             raise HubError(404, "File not found")
-        total = sum(term.size for term in file.terms)
+        total = _size(file)
         stop = total if stop is None else min(stop, total)
         if start >= total:
             raise HubError(416, "Range not satisfiable")
@@ -146,38 +149,42 @@ class Cas:
             position += term.size
         return {"offset_into_first_range": skip or 0, "terms": terms, "fetch_info": fetch}
 
-    async def materialise(self, sha256: str, target: Path) -> None:
-        """Puts a file that came over xet together at `target`, so that ranges of it can be read.
+    async def stream(self, sha256: str, start: int, stop: int) -> AsyncIterator[bytes]:
+        """Bytes `start` to before `stop` of a file that came over xet.
 
-        Done with hf_xet against this very server. Raises HubError 500 when the content does not
-        have the sha256 that the client claimed.
+        Put together by hf_xet, which reads from this very server.
+        """
+        file = self._by_sha256[sha256]
+        group = await asyncio.to_thread(
+            self._session().new_download_stream_group, endpoint=self.url, **_INTERNAL
+        )
+        opened = await asyncio.to_thread(group.download_stream, _info(file), start, stop)
+        while (chunk := await asyncio.to_thread(next, opened, None)) is not None:
+            yield bytes(chunk)
+
+    async def materialise(self, sha256: str, target: Path) -> None:
+        """Puts a whole file that came over xet at `target`.
+
+        Raises HubError 500 when it does not have the sha256 that the client claimed.
         """
         async with self._lock:
-            if not target.exists():
-                await asyncio.to_thread(self._download, sha256, target)
+            if target.exists():
+                return
+            digest = hashlib.sha256()
+            file = self._by_sha256[sha256]
+            with new_file(target) as out:
+                async for chunk in self.stream(sha256, 0, _size(file)):
+                    out.write(chunk)
+                    digest.update(chunk)
+                if digest.hexdigest() != sha256:
+                    raise HubError(500, f"The content stored for {sha256} has another sha256")
 
-    def _download(self, sha256: str, target: Path) -> None:
-        import hashlib
+    def _session(self) -> Any:
+        if self._xet is None:
+            import hf_xet
 
-        import hf_xet
-
-        file = self._by_sha256[sha256]
-        info = hf_xet.XetFileInfo(file.hash, sum(term.size for term in file.terms))
-        staged = target.with_name(f".xet-{sha256}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        session = hf_xet.XetSession()
-        with session.new_file_download_group(
-            endpoint=self.url, token="server", token_expiry_unix_secs=2**33
-        ) as group:
-            group.start_download_file(info, str(staged.absolute()))
-        digest = hashlib.sha256()
-        with staged.open("rb") as content:
-            while chunk := content.read(CHUNK):
-                digest.update(chunk)
-        if digest.hexdigest() != sha256:
-            staged.unlink()
-            raise HubError(500, f"The content stored for {sha256} has another sha256")
-        staged.replace(target)
+            self._xet = hf_xet.XetSession()
+        return self._xet
 
     def _remember(self, file: ShardFile) -> None:
         self._by_hash[file.hash] = file
@@ -195,3 +202,13 @@ class Cas:
                 bounds.append(offset)
                 xorb.seek(offset)
         return bounds
+
+
+def _size(file: ShardFile) -> int:
+    return sum(term.size for term in file.terms)
+
+
+def _info(file: ShardFile) -> Any:
+    import hf_xet
+
+    return hf_xet.XetFileInfo(file.hash, _size(file))

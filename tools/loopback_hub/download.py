@@ -6,7 +6,8 @@ import hashlib
 import hmac
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,34 +22,46 @@ from .objects import CHUNK
 from .repos import Entry
 
 SIGNING_KEY = os.urandom(16)
+Reader = Callable[[int, int], AsyncIterator[bytes]]
 
 
-class FileRange(Response):
-    """Streams part of a file in constant memory."""
+class RangeResponse(Response):
+    """What a Range header asks for, streamed in constant memory.
 
-    def __init__(self, path: Path, size: int, request: Request, headers: Mapping[str, str]) -> None:
+    `read(start, stop)` gives the bytes from `start` to before `stop`.
+    """
+
+    def __init__(
+        self, read: Reader, size: int, request: Request, headers: Mapping[str, str]
+    ) -> None:
         start, stop, status = _range(request.headers.get("range"), size)
         all_headers = {"Accept-Ranges": "bytes", **headers, "Content-Length": str(stop - start)}
         if status == 206:
             all_headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         super().__init__(None, status, all_headers, media_type="application/octet-stream")
-        self._path, self._start, self._stop = path, start, stop
+        self._read, self._start, self._stop = read, start, stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
         if scope["method"] != "HEAD":
-            with self._path.open("rb") as source:
-                source.seek(self._start)
-                left = self._stop - self._start
-                transport = scope.get("loopback.transport")
-                while left > 0 and not (transport is not None and transport.is_closing()):
-                    chunk = source.read(min(CHUNK, left))
-                    if not chunk:
-                        break
-                    left -= len(chunk)
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            transport = scope.get("loopback.transport")
+            async for chunk in self._read(self._start, self._stop):
+                if transport is not None and transport.is_closing():
+                    break
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def file_reader(path: Path) -> Reader:
+    async def read(start: int, stop: int) -> AsyncIterator[bytes]:
+        with path.open("rb") as source:
+            source.seek(start)
+            while start < stop and (chunk := source.read(min(CHUNK, stop - start))):
+                start += len(chunk)
+                yield chunk
+
+    return read
 
 
 async def resolve(call: Call) -> Response:
@@ -62,7 +75,8 @@ async def resolve(call: Call) -> Response:
         raise HubError(404, "Entry not found", code="EntryNotFound", headers=headers)
     if entry.sha256 is None:
         headers["ETag"] = f'"{entry.oid}"'
-        return FileRange(call.state.objects.blob_path(entry.oid), entry.size, call.request, headers)
+        read = file_reader(call.state.objects.blob_path(entry.oid))
+        return RangeResponse(read, entry.size, call.request, headers)
     headers |= {"X-Linked-Size": str(entry.size), "X-Linked-ETag": f'"{entry.sha256}"'}
     xet_hash = call.state.xet_hash(entry.sha256)
     if xet_hash is not None:
@@ -94,9 +108,14 @@ async def _large_file(
     size = state.stored_size(sha256)
     if size is None:
         raise HubError(404, "Object not found", code="EntryNotFound")
-    if state.objects.lfs_size(sha256) is None and state.cas is not None and request.method == "GET":
-        await state.cas.materialise(sha256, state.objects.lfs_path(sha256))
-    return FileRange(state.objects.lfs_path(sha256), size, request, headers)
+    path = state.objects.lfs_path(sha256)
+    read = file_reader(path)
+    if state.cas is not None and state.objects.lfs_size(sha256) is None:
+        if request.method == "GET" and "range" not in request.headers:
+            await state.cas.materialise(sha256, path)
+        else:
+            read = partial(state.cas.stream, sha256)
+    return RangeResponse(read, size, request, headers)
 
 
 def file_bytes(state: State, entry: Entry) -> bytes:

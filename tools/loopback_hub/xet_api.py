@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from .cas import Cas
 from .context import Call
-from .download import SIGNING_KEY, FileRange
+from .download import SIGNING_KEY, RangeResponse, file_reader
 from .errors import HubError
 
 
@@ -49,7 +49,7 @@ async def get_xorb(call: Call) -> Response:
     path = _cas(call).xorb_path(call.args["hash"])
     if not path.exists():
         raise HubError(404, "No such xorb")
-    return FileRange(path, path.stat().st_size, call.request, {})
+    return RangeResponse(file_reader(path), path.stat().st_size, call.request, {})
 
 
 async def reconstruction(call: Call) -> Response:
