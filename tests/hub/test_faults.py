@@ -156,20 +156,20 @@ def test_kill_9_during_the_upload_leaves_nothing_and_a_rerun_finishes(
 
 
 def test_after_kill_9_what_had_arrived_is_not_sent_again(
-    hub: LoopbackHub, cli: Runner, local: Local
+    any_hub: LoopbackHub, cli: Runner, local: Local
 ) -> None:
-    hub.add_repo(REPO)
-    stalled = hub.faults.add(COMMIT, "stall", times=None)
-    process = cli.start("push", REPO, local.root, hub=hub)
+    any_hub.add_repo(REPO)
+    stalled = any_hub.faults.add(COMMIT, "stall", times=None)
+    process = cli.start("push", REPO, local.root, hub=any_hub)
     wait_for(stalled)
     process.kill()
     process.communicate()
-    hub.faults.clear()
-    assert len(titles(hub)) == 1
-    hub.clear_requests()
-    ok(cli("push", REPO, local.root, hub=hub))
-    assert uploaded(hub) == 0, "both shards were stored by the first run"
-    assert_whole(hub, 1)
+    any_hub.faults.clear()
+    assert len(titles(any_hub)) == 1
+    any_hub.clear_requests()
+    ok(cli("push", REPO, local.root, hub=any_hub))
+    assert uploaded(any_hub) == 0, "both shards were stored by the first run"
+    assert_whole(any_hub, 1)
 
 
 def test_kill_9_after_the_commit_landed_needs_no_second_one(
@@ -314,7 +314,7 @@ def test_a_stalled_request_times_out_and_is_tried_again(
     hub: LoopbackHub, cli: Runner, local: Local, request_of: str
 ) -> None:
     fault = hub.faults.add(request_of, "stall", phase="request")
-    ok(cli("push", REPO, local.root, hub=hub, env=SHORT))
+    ok(cli("push", REPO, local.root, hub=hub, env=SHORT, timeout=25))
     assert fault.hits == 1
     assert len(titles(hub)) == 2
     assert_whole(hub, 1)
@@ -324,7 +324,7 @@ def test_a_stalled_upload_times_out_and_is_tried_again(
     hub: LoopbackHub, cli: Runner, local: Local
 ) -> None:
     fault = hub.faults.add(UPLOAD, "stall", after=100_000)
-    ok(cli("push", REPO, local.root, hub=hub, env=SHORT))
+    ok(cli("push", REPO, local.root, hub=hub, env=SHORT, timeout=25))
     assert fault.hits == 1
     assert_whole(hub, 1)
 
@@ -444,3 +444,49 @@ def test_a_state_that_the_repo_ignores_is_not_dropped_in_silence(
     any_hub.add_repo(REPO, files={".gitignore": "*.pt\n"})
     refused(cli("push", REPO, local.root, hub=any_hub), "sla_attention.pt", "ignore")
     assert_whole(any_hub, 0)
+
+
+def test_no_network_is_one_line(hub: LoopbackHub, cli: Runner, local: Local) -> None:
+    hub.add_repo(REPO)
+    hub.stop()
+    for command in (["push", REPO, local.root], ["pull", REPO, "down"]):
+        refused(cli(*command, hub=hub), "cannot be reached")
+    verified = cli("verify", REPO, hub=hub)
+    assert verified.returncode == 2
+    assert "cannot be reached" in verified.stdout  # in its report, one target of several
+
+
+def test_remote_verify_survives_a_rate_limit_and_a_cut(
+    hub: LoopbackHub, cli: Runner, local: Local
+) -> None:
+    ok(cli("push", REPO, local.root, hub=hub))
+    hub.faults.add("/resolve/", status=429, retry_after=0, times=3)
+    hub.faults.add("/resolve/.*config.json", "drop", times=2)
+    hub.faults.add("GET /_cdn/", "drop", phase="response", after=100, times=2)
+    ok(cli("verify", REPO, hub=hub, token="read"))
+
+
+def test_no_progress_bars_in_a_pipe(
+    any_hub: LoopbackHub, cli: Runner, local: Local, tmp_path: Path
+) -> None:
+    pushed = cli("push", REPO, local.root, hub=any_hub)
+    pulled = cli("pull", REPO, tmp_path / "down", hub=any_hub)
+    for done in (pushed, pulled):
+        ok(done)
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "%|" not in done.stderr
+
+
+@pytest.mark.parametrize("quota", ["file", "quota"])
+def test_limits_of_the_hub_are_one_line(
+    hub: LoopbackHub, cli: Runner, local: Local, quota: str
+) -> None:
+    if quota == "file":
+        hub.settings.max_file_size = 1000
+        words = "limit"
+    else:
+        hub.settings.quota = 1000
+        words = "quota"
+    refused(cli("push", REPO, local.root, hub=hub), words)
+    assert uploaded(hub) == 0
+    assert_whole(hub, 0)
