@@ -60,10 +60,7 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     return model
 
 
-HOW = pytest.mark.parametrize("compile_model", [compile_copy, compile_in_place, compile_blocks])
-
-
-@HOW
+@pytest.mark.parametrize("compile_model", [compile_copy, compile_in_place, compile_blocks])
 @torch.no_grad()
 def test_sla_reaches_a_model_compiled_before_and_leaves_it_again(
     compile_model: Callable[[nn.Module], nn.Module], dense: Tensor, sparse: Tensor
@@ -82,7 +79,7 @@ def test_sla_reaches_a_model_compiled_before_and_leaves_it_again(
     assert torch.equal(run_model(model, NAME), dense)
 
 
-@HOW
+@pytest.mark.parametrize("compile_model", [compile_copy, compile_blocks])
 @torch.no_grad()
 def test_an_enabled_model_can_be_compiled(
     compile_model: Callable[[nn.Module], nn.Module], dense: Tensor, sparse: Tensor
