@@ -97,6 +97,8 @@ def _text(result: PushResult, *, dry_run: bool) -> str:
             lines.append(
                 f"  {entry.change:<10} {entry.file.hash.size:>15,}  {one_line(entry.path)}"
             )
+        for path in plan.removed:
+            lines.append(f"  {'removed':<10} {'':>15}  {one_line(path)} (other weights replace it)")
         for path, reason in plan.left_out.items():
             lines.append(f"  {'left out':<10} {'':>15}  {one_line(path)} ({reason})")
         lines.append(

@@ -6,6 +6,8 @@ as the user wrote it, to the byte.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ TAGS = ("sparse-linear-attention", "sla")
 _FRONT_MATTER = re.compile(
     r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
 )
+_MARK = re.compile(re.escape(BEGIN) + r"\r?\n<!-- text ([0-9a-f]{16}) -->")
 _LOCAL_PATH = re.compile(r"/|~|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[\\/]|\\\\|file:")
 
 
@@ -45,15 +48,73 @@ class CardFacts:
     hashes: Mapping[str, str]
 
 
-def update_card(existing: str | None, facts: CardFacts) -> str:
+@dataclass(frozen=True)
+class CardText:
+    """The README that a card is built on.
+
+    Attributes:
+        text: It; None when there is none.
+        mark: Hash of the user's text when the section was last written from the local README.
+            Kept in the section: by it a later push tells an edit made on the Hub from a local one.
+        warning: What the user should know about the choice.
+    """
+
+    text: str | None = None
+    mark: str = ""
+    warning: str | None = None
+
+
+def choose_text(local: str | None, remote: str | None, *, prefer_local: bool) -> CardText:
+    """Whose text to build on: the local README, unless the Hub's was edited there.
+
+    Args:
+        local: README.md of the checkpoint.
+        remote: README.md of the repository.
+        prefer_local: Take the local one in any case.
+    """
+    if remote is None:
+        return CardText(local, _hash(local or ""))
+    recorded = _MARK.search(remote)
+    if local is None or _hash(local) == _hash(remote):
+        return CardText(remote, recorded[1] if recorded else _hash(remote))
+    if prefer_local or (recorded and recorded[1] == _hash(remote)):
+        return CardText(local, _hash(local))
+    return CardText(
+        remote,
+        # Not the new hash: the next push must still see that the Hub's text is not the local one.
+        recorded[1] if recorded else "0" * 16,
+        "README.md on the Hub was edited there and is kept, the local one is not sent; "
+        "--include README.md replaces it",
+    )
+
+
+def _hash(text: str) -> str:
+    """Of what is the user's: without our section, our tags and line-end style."""
+    start, stop = text.find(BEGIN), text.find(END)
+    rest = text[:start] + text[stop + len(END) :] if 0 <= start < stop else text
+    with contextlib.suppress(FormatError):  # said when the card is made
+        rest = _with_tags(rest)
+    plain = rest.replace("\r\n", "\n").strip()
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def update_card(existing: str | None, facts: CardFacts, *, mark: str = "") -> str:
     """The README with the section put in or replaced; a new README when there is none.
+
+    Args:
+        existing: The text to build on.
+        facts: What the section states.
+        mark: See :class:`CardText`.
 
     Raises:
         FormatError: The README's metadata is not YAML, or its markers are broken.
     """
-    section = render_section(facts)
     if existing is None or not existing.strip():
-        return _with_tags(f"---\n---\n\n# {facts.repo_id.split('/')[-1]}\n\n{section}\n")
+        existing = f"---\n---\n\n# {facts.repo_id.split('/')[-1]}\n"
+        mark = mark and _hash(existing)
+    section = render_section(facts)
+    if mark:
+        section = section.replace(BEGIN, f"{BEGIN}\n<!-- text {mark} -->", 1)
     return _with_tags(_with_section(existing, section))
 
 

@@ -8,7 +8,9 @@ hang the command for ever.
 from __future__ import annotations
 
 import os
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +56,30 @@ class HubClient:
         with hub_errors(action, repo_id, has_token=self.has_token):
             yield
 
+    def post(self, path: str, body: Any, *, accept: tuple[int, ...] = ()) -> Any:
+        """POST JSON to the Hub and read JSON, retried: only for questions that change nothing.
+
+        Args:
+            path: From the endpoint on, with a leading slash.
+            body: The question.
+            accept: Error statuses whose answer is read like any other.
+        """
+        from huggingface_hub import get_session
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+        )
+
+        headers = build_hf_headers(token=self.token or False, library_name="sla-ckpt")
+
+        def ask() -> Any:
+            answer = get_session().post(self.endpoint + path, json=body, headers=headers)
+            if answer.status_code not in accept:
+                hf_raise_for_status(answer)
+            return answer.json()
+
+        return self.retry(ask)
+
     def retry(self, call: Callable[[], T]) -> T:
         """Run a request that is safe to repeat, again while the failure is transient.
 
@@ -96,6 +122,7 @@ def connect(token: str | None = None) -> HubClient:
     found = (token if token is not None else get_token()) or ""
     clean = found.strip() or None
     _set_timeout()
+    _quieten()
     api = HfApi(token=clean or False, library_name="sla-ckpt", library_version=__version__)
     return HubClient(api, clean)
 
@@ -112,3 +139,19 @@ def _set_timeout() -> None:
     session = get_session()
     kind, hooks = type(session), session.event_hooks
     set_client_factory(lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=timeout))
+
+
+def _quieten() -> None:
+    """No remarks of the client's own, and its progress bars on a terminal only."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        logging,
+    )
+
+    logging.set_verbosity(logging.ERROR)
+    if not sys.stderr.isatty() and not are_progress_bars_disabled():
+        with warnings.catch_warnings():
+            # It warns where HF_HUB_DISABLE_PROGRESS_BARS=0 forces them on.
+            warnings.simplefilter("ignore")
+            disable_progress_bars()

@@ -16,6 +16,7 @@ class Role(StrEnum):
     STATE = "state"
     MODEL = "model"
     CARD = "card"
+    EMA = "EMA copy"
     TRAINING = "training state"
     TEMPORARY = "left over from a write"
     PRIVATE = "not part of a model"
@@ -31,24 +32,11 @@ _TRAINING = re.compile(
 _TEMPORARY = re.compile(
     r".*(\.tmp|\.incomplete|\.part|\.lock|~)|.*\.bak-\d{8}T\d{6}Z(-\d+)?|\.sla_ckpt.*"
 )
-_PRIVATE_FOLDERS = {".git", ".cache", ".sla_ckpt", "cache", "logs", "__pycache__", "wandb"}
-_MODEL_SUFFIXES = (
-    ".safetensors",
-    ".json",
-    ".bin",
-    ".txt",
-    ".model",
-    ".md",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".mp4",
-    ".gif",
-    ".yaml",
-    ".yml",
-    ".jinja",
-)
+_PRIVATE_FOLDERS = {"cache", "logs", "runs", "wandb", "__pycache__", "node_modules"}
+_PRIVATE = re.compile(r"\..*|.*\.log|events\.out\.tfevents\..*|Thumbs\.db|desktop\.ini")
+_OTHER_CHECKPOINT = re.compile(r"checkpoint-\d+(-rolling)?(-tmp)?")
+#: Never transferred, whatever --include says; the Hub refuses some of them with an HTTP 500.
+_FORBIDDEN_FOLDERS = {".git", ".cache", ".sla_ckpt_pull"}
 
 
 def role_of(path: str) -> Role:
@@ -60,13 +48,15 @@ def role_of(path: str) -> Role:
         return Role.TEMPORARY
     if _TRAINING.fullmatch(name):
         return Role.TRAINING
-    if _PRIVATE_FOLDERS & set(folder.split("/")):
+    folders = folder.split("/")
+    if _PRIVATE_FOLDERS & set(folders) or any(_PRIVATE.fullmatch(n) for n in (*folders, name)):
         return Role.PRIVATE
-    if path == "README.md":
-        return Role.CARD
-    if path in (".gitattributes", ".gitignore") or not name.endswith(_MODEL_SUFFIXES):
+    if _OTHER_CHECKPOINT.fullmatch(folders[0]):
         return Role.PRIVATE
-    return Role.MODEL
+    if folders[0] == "ema" or folders[0].endswith("_ema"):
+        return Role.EMA
+    # Whatever else is there belongs to the model: a side file that nobody foresaw must travel.
+    return Role.CARD if path == "README.md" else Role.MODEL
 
 
 def choose(
@@ -75,6 +65,7 @@ def choose(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     training_state: bool = False,
+    ema: bool = True,
 ) -> tuple[list[str], dict[str, str]]:
     """Files to transfer, and the others with the reason they are left out.
 
@@ -83,14 +74,18 @@ def choose(
         include: Glob patterns of files to transfer although their role says no.
         exclude: Glob patterns of files to leave out.
         training_state: Also what only a resume needs.
+        ema: Also EMA copies of the model.
     """
     wanted, unwanted = tuple(include), tuple(exclude)
-    sent = {Role.STATE, Role.MODEL, Role.CARD} | ({Role.TRAINING} if training_state else set())
+    sent = {Role.STATE, Role.MODEL, Role.CARD}
+    sent |= ({Role.TRAINING} if training_state else set()) | ({Role.EMA} if ema else set())
     chosen: list[str] = []
     left_out: dict[str, str] = {}
     for path in sorted(files):
         role = role_of(path)
-        if matches(path, unwanted):
+        if role is Role.TEMPORARY or _FORBIDDEN_FOLDERS & set(path.split("/")):
+            left_out[path] = role.value
+        elif matches(path, unwanted):
             left_out[path] = "excluded by --exclude"
         elif role in sent or matches(path, wanted):
             chosen.append(path)
@@ -118,11 +113,45 @@ def case_collisions(paths: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def required_of(files: Mapping[str, int]) -> set[str]:
-    """What a model cannot do without: weights, their configs and indexes, the state."""
+    """What a model cannot do without: weights, their configs and indexes, the state.
+
+    Files of roles that are left out by default are not among them, nor are EMA copies.
+    """
     return {
         path
         for path in files
-        if role_of(path) is Role.STATE
-        or path.endswith((".safetensors", ".bin", ".index.json"))
-        or path.rpartition("/")[2] in ("config.json", "model_index.json", "lycoris_config.json")
-    } - {path for path in files if role_of(path) is Role.TRAINING}
+        if role_of(path) is Role.STATE or (role_of(path) is Role.MODEL and _is_needed(path))
+    }
+
+
+def _is_needed(path: str) -> bool:
+    return path.endswith((".safetensors", ".bin", ".index.json")) or path.rpartition("/")[2] in (
+        "config.json",
+        "model_index.json",
+        "lycoris_config.json",
+    )
+
+
+_WEIGHTS = re.compile(r"(?P<stem>.+?)(-\d{5}-of-\d{5})?\.(?P<kind>safetensors|bin)(\.index\.json)?")
+
+
+def superseded(sent: Iterable[str], listing: Iterable[str]) -> list[str]:
+    """Files in a repository that are other shards or the index of weights that are sent.
+
+    Left there, a loader would find the old index first and load the old weights.
+
+    Args:
+        sent: Every path of the push, changed or not.
+        listing: Every path of the repository.
+    """
+    new = set(sent)
+    series = {key for path in new if (key := _series(path))}
+    return sorted(path for path in listing if path not in new and _series(path) in series)
+
+
+def _series(path: str) -> tuple[str, str, str] | None:
+    folder, _, name = path.rpartition("/")
+    match = _WEIGHTS.fullmatch(name)
+    if match is None or name in (STATE_FILE, TWIN_FILE):
+        return None
+    return folder, match["stem"], match["kind"]

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sla_ckpt.checkpoint.layout import Checkpoint, discover
-from sla_ckpt.checkpoint.source import LocalSource
-from sla_ckpt.errors import HubError, UsageError
+from sla_ckpt.checkpoint.source import MAX_DEPTH, LocalSource
+from sla_ckpt.errors import HubError, TargetNotFoundError, UsageError
 from sla_ckpt.formats.simpletuner import read_state
 from sla_ckpt.formats.twin import encode_twin, read_twin
-from sla_ckpt.hub.card import CardFacts, metadata_of, update_card
-from sla_ckpt.hub.files import case_collisions, choose, matches, required_of
+from sla_ckpt.hub.card import CardFacts, CardText, check_metadata, update_card
+from sla_ckpt.hub.files import (
+    Role,
+    case_collisions,
+    choose,
+    matches,
+    required_of,
+    role_of,
+    superseded,
+)
 from sla_ckpt.hub.hashes import FileHash, HashCache, hash_bytes
 from sla_ckpt.hub.remote import RemoteFile
 from sla_ckpt.hub.repo import RepoRef
@@ -80,12 +88,19 @@ class PushPlan:
         parent: The commit the plan was made against; None for a new repository.
         entries: Every file, changed or not.
         left_out: Local path -> why it is not sent.
+        removed: Shards and indexes in the repository that the new weights replace.
     """
 
     ref: RepoRef
     parent: str | None
     entries: tuple[PlannedFile, ...]
     left_out: Mapping[str, str]
+    removed: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the repository already is what this plan wants."""
+        return not self.to_send and not self.removed
 
     @property
     def to_send(self) -> tuple[PlannedFile, ...]:
@@ -110,6 +125,7 @@ class PushPlan:
                 }
                 for entry in self.entries
             ],
+            "removed": list(self.removed),
             "left_out": dict(self.left_out),
         }
 
@@ -132,6 +148,11 @@ def collect(
         TargetNotFoundError: A file vanished or changed while it was read.
     """
     source = LocalSource(root)
+    if source.truncated_listing:
+        raise HubError(
+            f"{root} has more files than a checkpoint ever has",
+            hint="name the checkpoint's own folder",
+        )
     checkpoint = discover(source)
     for pattern in include:
         if not any(matches(path, (pattern,)) for path in source.files()):
@@ -139,6 +160,15 @@ def collect(
     chosen, left_out = choose(
         source.files(), include=include, exclude=exclude, training_state=training_state
     )
+    for path, why in source.broken.items():
+        if role_of(path) not in (Role.STATE, Role.MODEL, Role.CARD) or matches(path, exclude):
+            left_out[path] = why
+        else:
+            raise TargetNotFoundError(
+                f"cannot read {path}: {why}", hint="repair it, or leave it out with --exclude"
+            )
+    deep = [path for path in source.directories if path.count("/") >= MAX_DEPTH - 1]
+    left_out.update({f"{path}/": f"nested deeper than {MAX_DEPTH} levels" for path in deep})
     needed = required_of(source.files())
     excluded = sorted(path for path in needed if path not in chosen and matches(path, exclude))
     if excluded:
@@ -211,7 +241,7 @@ def make_plan(
     ref: RepoRef,
     parent: str | None,
     listing: Mapping[str, RemoteFile],
-    card: str | None,
+    card: CardText,
 ) -> PushPlan:
     """Compare with a repository's listing.
 
@@ -220,7 +250,7 @@ def make_plan(
         ref: Where it goes.
         parent: The repository's head.
         listing: Its files.
-        card: The README to build on: the repository's, else the checkpoint's, else None.
+        card: The README to build on.
 
     Raises:
         FormatError: The README's metadata or markers are broken.
@@ -239,10 +269,11 @@ def make_plan(
         PlannedFile(path, _change(file, listing.get(path)), file)
         for path, file in sorted(files.items())
     )
-    return PushPlan(ref, parent, entries, content.left_out)
+    removed = tuple(superseded(files, listing))
+    return PushPlan(ref, parent, entries, content.left_out, removed)
 
 
-def _card_file(content: PushContent, ref: RepoRef, card: str | None) -> LocalFile:
+def _card_file(content: PushContent, ref: RepoRef, card: CardText) -> LocalFile:
     prefix = f"{content.base}/" if content.base else ""
     denoiser = content.checkpoint.denoiser
     facts = CardFacts(
@@ -253,8 +284,8 @@ def _card_file(content: PushContent, ref: RepoRef, card: str | None) -> LocalFil
         state=content.state,
         hashes={name: content.files[prefix + name].hash.sha256 for name in (STATE_FILE, TWIN_FILE)},
     )
-    text = update_card(card, facts)
-    metadata_of(text)  # what we are about to publish must parse
+    text = update_card(card.text, facts, mark=card.mark)
+    check_metadata(text)
     data = text.encode()
     return LocalFile(prefix + README, data, hash_bytes(data), True)
 

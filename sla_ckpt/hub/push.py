@@ -6,8 +6,10 @@ Verify, plan, upload, one commit on the parent that was planned against, read ba
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from sla_ckpt.checks.context import VerifyOptions
 from sla_ckpt.checks.report import Finding, Report
 from sla_ckpt.checks.verify import verify_source
 from sla_ckpt.errors import HubError, UsageError
+from sla_ckpt.hub.card import choose_text
 from sla_ckpt.hub.client import ATTEMPTS, HubClient, connect, retry_delay
 from sla_ckpt.hub.failures import is_transient, status_of
-from sla_ckpt.hub.plan import PushContent, PushPlan, collect, make_plan, same_content
+from sla_ckpt.hub.files import matches
+from sla_ckpt.hub.plan import LocalFile, PushContent, PushPlan, collect, make_plan, same_content
+from sla_ckpt.hub.preflight import preflight
 from sla_ckpt.hub.remote import HubSource, RemoteFile, open_at
 from sla_ckpt.hub.repo import RepoRef, parse_repo
 from sla_ckpt.text import count, join_some
@@ -137,8 +142,8 @@ def push(
         return PushResult(local, blocking=blocking)
     client = connect(options.token)
     account = None if options.dry_run and not client.has_token else _check_token(client, ref)
-    head = _open_if_exists(client, ref)
-    if head is not None and account is not None and not options.dry_run:
+    exists, head = _open_if_exists(client, ref)
+    if exists and account is not None and not options.dry_run:
         note(f"{ref.repo_id} exists, pushing as {account}")
     note(f"hashing the files of {root}")
     content = collect(
@@ -149,31 +154,44 @@ def push(
         training_state=options.training_state,
         progress=progress,
     )
-    plan = _plan(content, ref, head, root)
-    if options.dry_run or not plan.to_send:
+    plan, warning = _plan(content, ref, head, root, options)
+    if warning:
+        note(f"warning: {warning}")
+    if head is not None and account is not None and not plan.is_empty:
+        plan = preflight(client, plan, create_pr=options.create_pr)
+    if options.dry_run or (head is not None and plan.is_empty):
         return PushResult(local, plan)
-    created = head is None
-    if head is None:
+    if not exists:
         _create(client, ref, public=options.public)
         note(f"made {ref.repo_id} ({'public' if options.public else 'private'})")
+    if head is None:
         head = _open_branch(client, ref, note)
-        plan = _plan(content, ref, head, root)
+        plan, _ = _plan(content, ref, head, root, options)
+        plan = preflight(client, plan, create_pr=options.create_pr)
+        if plan.is_empty:
+            return PushResult(local, plan, created=not exists)
     plan, commit, request = _commit(client, content, plan, options, root, note)
     note("reading the new revision back")
     after = open_at(client, RepoRef(ref.repo_id, commit))
     _compare(plan, after)
     remote = _verify_remote(after, base, options)
-    return PushResult(local, plan, (), commit, request, remote, created)
+    return PushResult(local, plan, (), commit, request, remote, not exists)
 
 
 def _target(repo: str | RepoRef, options: PushOptions) -> tuple[RepoRef, str]:
     ref = repo if isinstance(repo, RepoRef) else parse_repo(repo)
     if ref.revision and options.revision and ref.revision != options.revision:
         raise UsageError(f"two revisions: {ref.revision} and --revision {options.revision}")
+    revision = options.revision or ref.revision
+    if options.create_pr and revision not in (None, "main"):
+        raise UsageError(
+            f"--create-pr opens a pull request against main, not against {revision}",
+            hint=f"leave out --create-pr to commit to {revision}",
+        )
     base = options.path_in_repo.strip("/") or ref.subfolder
     if "\\" in base or (any(part in ("", ".", "..") for part in base.split("/")) and base):
         raise UsageError(f"--path-in-repo {base!r} is not a folder", hint="use a/b, with slashes")
-    return RepoRef(ref.repo_id, options.revision or ref.revision), base
+    return RepoRef(ref.repo_id, revision), base
 
 
 def _check_token(client: HubClient, ref: RepoRef) -> str:
@@ -194,8 +212,8 @@ def _check_token(client: HubClient, ref: RepoRef) -> str:
     return str(me.get("name", "?"))
 
 
-def _open_if_exists(client: HubClient, ref: RepoRef) -> HubSource | None:
-    """The repository at the branch's head; None when there is no repository yet."""
+def _open_if_exists(client: HubClient, ref: RepoRef) -> tuple[bool, HubSource | None]:
+    """Whether there is a repository, and it at the branch's head if there is the branch."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     with client.errors("read", ref.repo_id):
@@ -206,16 +224,16 @@ def _open_if_exists(client: HubClient, ref: RepoRef) -> HubSource | None:
                 )
             )
         except RevisionNotFoundError:
-            return None
+            return True, None
         except RepositoryNotFoundError:
-            return None
+            return False, None
     from sla_ckpt.hub.remote import listing_of
 
-    return HubSource(client, ref, str(info.sha), listing_of(info))
+    return True, HubSource(client, ref, str(info.sha), listing_of(info))
 
 
 def _create(client: HubClient, ref: RepoRef, *, public: bool) -> None:
-    """Make the repository if it is not there; its branch may be all that is missing."""
+    """Make the repository."""
     with client.errors("create", ref.repo_id):
         # exist_ok also makes a repetition after a lost answer harmless.
         client.retry(lambda: client.api.create_repo(ref.repo_id, private=not public, exist_ok=True))
@@ -223,7 +241,7 @@ def _create(client: HubClient, ref: RepoRef, *, public: bool) -> None:
 
 def _open_branch(client: HubClient, ref: RepoRef, note: Callable[[str], None]) -> HubSource:
     """The branch's head, the branch made from the default one when it is not there."""
-    opened = _open_if_exists(client, ref)
+    _, opened = _open_if_exists(client, ref)
     if opened is None and ref.revision is not None:
         branch = ref.revision
         with client.errors("make a branch of", ref.repo_id):
@@ -231,20 +249,24 @@ def _open_branch(client: HubClient, ref: RepoRef, note: Callable[[str], None]) -
                 lambda: client.api.create_branch(ref.repo_id, branch=branch, exist_ok=True)
             )
         note(f"made branch {branch}")
-        opened = _open_if_exists(client, ref)
+        _, opened = _open_if_exists(client, ref)
     return opened if opened is not None else open_at(client, ref)
 
 
-def _plan(content: PushContent, ref: RepoRef, head: HubSource | None, root: Path) -> PushPlan:
+def _plan(
+    content: PushContent, ref: RepoRef, head: HubSource | None, root: Path, options: PushOptions
+) -> tuple[PushPlan, str | None]:
+    """The plan against a head, and a remark about whose README it takes."""
     readme = f"{content.base}/README.md" if content.base else "README.md"
-    card: str | None = None
+    local = remote = None
     if head is not None and readme in head.listing:
-        card = _decode_card(head.read(readme))
-    elif (root / "README.md").is_file():
-        card = _decode_card((root / "README.md").read_bytes())
+        remote = _decode_card(head.read(readme))
+    if (root / "README.md").is_file() and "README.md" not in content.left_out:
+        local = _decode_card((root / "README.md").read_bytes())
+    card = choose_text(local, remote, prefer_local=matches("README.md", options.include))
     if head is None:
-        return make_plan(content, ref, None, {}, card)
-    return make_plan(content, ref, head.commit, head.listing, card)
+        return make_plan(content, ref, None, {}, card), card.warning
+    return make_plan(content, ref, head.commit, head.listing, card), card.warning
 
 
 def _decode_card(data: bytes) -> str:
@@ -273,8 +295,9 @@ def _commit(
             return plan, *done
         note("somebody else pushed meanwhile, planning anew")
         head = open_at(client, plan.ref)
-        plan = _plan(content, plan.ref, head, root)
-        if not plan.to_send:
+        plan, _ = _plan(content, plan.ref, head, root, options)
+        plan = preflight(client, plan, create_pr=options.create_pr)
+        if plan.is_empty:
             return plan, head.commit, None
     raise HubError(
         f"{plan.ref.repo_id} changes faster than this push can follow",
@@ -286,40 +309,34 @@ def _try_commit(
     client: HubClient, plan: PushPlan, options: PushOptions, note: Callable[[str], None]
 ) -> tuple[str, str | None] | None:
     """One plan's commit, tried again after transient failures; None when the parent is stale."""
-    from huggingface_hub import CommitOperationAdd
-
-    operations = [
-        CommitOperationAdd(
-            path_in_repo=entry.path,
-            path_or_fileobj=entry.file.source
-            if isinstance(entry.file.source, bytes)
-            else str(entry.file.source),
-        )
-        for entry in plan.to_send
-    ]
     repo_id, revision = plan.ref.repo_id, plan.ref.revision
+    additions = [_addition(entry.file) for entry in plan.to_send]
     with client.errors("upload to", repo_id):
         client.retry(
             lambda: client.api.preupload_lfs_files(
                 repo_id,
-                operations,
+                additions,
                 revision=revision,
                 create_pr=options.create_pr or None,
                 free_memory=False,
             )
         )
-    _refuse_ignored(plan, operations)
+    _refuse_changed(plan, additions)
+    operations = [*additions, *_deletions(plan)]
     message = options.message or f"Upload {_describe(plan)} with sla-ckpt"
     for attempt in range(ATTEMPTS):
         try:
-            info = client.api.create_commit(
-                repo_id,
-                operations,
-                commit_message=message,
-                revision=revision,
-                create_pr=options.create_pr or None,
-                parent_commit=plan.parent,
-            )
+            with warnings.catch_warnings():
+                # What the Hub remarks about a card's metadata is not about this push.
+                warnings.simplefilter("ignore", UserWarning)
+                info = client.api.create_commit(
+                    repo_id,
+                    operations,
+                    commit_message=message,
+                    revision=revision,
+                    create_pr=options.create_pr or None,
+                    parent_commit=plan.parent,
+                )
             return str(info.oid), str(info.pr_url) if info.pr_url else None
         except Exception as error:
             if status_of(error) == 412:
@@ -365,30 +382,46 @@ def _landed_request(client: HubClient, plan: PushPlan) -> tuple[str, str | None]
 
 
 def _holds(plan: PushPlan, listing: Mapping[str, RemoteFile]) -> bool:
-    return all(
+    return not set(plan.removed) & set(listing) and all(
         entry.path in listing and same_content(entry.file.hash, listing[entry.path])
         for entry in plan.entries
     )
 
 
-def _refuse_ignored(plan: PushPlan, operations: list[Any]) -> None:
-    """A required file that the repository's .gitignore drops must not be dropped in silence."""
-    required = {entry.path for entry in plan.entries if entry.file.required}
-    dropped = sorted(
-        operation.path_in_repo
-        for operation in operations
-        if getattr(operation, "_should_ignore", False) and operation.path_in_repo in required
-    )
-    if dropped:
-        raise HubError(
-            f"{plan.ref.repo_id}: its .gitignore drops what the model needs: {join_some(dropped)}",
-            hint="correct .gitignore in the repository, then push again; nothing was committed",
-        )
+def _addition(file: LocalFile) -> Any:
+    from huggingface_hub import CommitOperationAdd, constants
+
+    source = file.source if isinstance(file.source, bytes) else str(file.source)
+    addition = CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=source)
+    if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+        # Saves reading the file a second time; over LFS the server checks what arrives against
+        # it. Not over xet, where nobody would.
+        addition.upload_info.sha256 = bytes.fromhex(file.hash.sha256)
+    return addition
+
+
+def _deletions(plan: PushPlan) -> list[Any]:
+    from huggingface_hub import CommitOperationDelete
+
+    return [CommitOperationDelete(path, is_folder=False) for path in plan.removed]
+
+
+def _refuse_changed(plan: PushPlan, additions: list[Any]) -> None:
+    """A file that was rewritten between hashing and sending must not be committed."""
+    for entry, addition in zip(plan.to_send, additions, strict=True):
+        info, expected = addition.upload_info, entry.file.hash
+        if info.size != expected.size or (
+            getattr(info, "is_hashed", True) and info.sha256.hex() != expected.sha256
+        ):
+            raise HubError(
+                f"{entry.path} changed while it was sent; nothing was committed",
+                hint="wait until the trainer has finished saving, then run the command again",
+            )
 
 
 def _describe(plan: PushPlan) -> str:
     names = [entry.path.rpartition("/")[2] for entry in plan.to_send]
-    return names[0] if len(names) == 1 else count(len(names), "file")
+    return names[0] if len(names) == 1 else count(len(names) or len(plan.removed), "file")
 
 
 def _compare(plan: PushPlan, after: HubSource) -> None:
@@ -399,6 +432,7 @@ def _compare(plan: PushPlan, after: HubSource) -> None:
         if entry.path not in after.listing
         or not same_content(entry.file.hash, after.listing[entry.path])
     ]
+    wrong += [path for path in plan.removed if path in after.listing]
     if wrong:
         raise HubError(
             f"{plan.ref.repo_id} at {after.commit[:8]} does not hold what was sent: "
