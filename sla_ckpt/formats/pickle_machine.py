@@ -134,6 +134,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.protocol = 0
         self.objects = 0
         self.encoded = 0
         self.storages: dict[str, StorageRef] = {}
@@ -146,7 +147,10 @@ class _Machine:
                 break
             handler = _HANDLERS.get(opcode)
             if handler is None:
-                self.fault(f"opcode {opcode:#04x} at byte {self.position - 1} is not supported")
+                newer = f" (protocol {self.protocol}; torch reads 2)" if self.protocol > 3 else ""
+                self.fault(
+                    f"opcode {opcode:#04x} at byte {self.position - 1} is not supported{newer}"
+                )
             handler(self)
         value = self.pop()
         rest = len(self.data) - self.position
@@ -408,9 +412,9 @@ def _binfloat(machine: _Machine) -> None:
 
 
 def _proto(machine: _Machine) -> None:
-    protocol = _u1(machine)
-    if protocol != 2:
-        machine.note(f"pickle protocol {protocol}")
+    machine.protocol = _u1(machine)
+    if machine.protocol != 2:
+        machine.note(f"pickle protocol {machine.protocol}")
 
 
 def _mark(machine: _Machine) -> None:

@@ -19,6 +19,7 @@ from sla_ckpt.formats.sniff import HEAD_BYTES, sniff, wrong_kind
 
 MAX_HEADER = 100_000_000
 METADATA_KEY = "__metadata__"
+_DENSE = 1 << 20
 
 #: Bits per element; F4 and F6 types are packed.
 _BITS: Mapping[str, int] = MappingProxyType(
@@ -151,6 +152,10 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
             result[key] = value
         return result
 
+    # A tensor takes about 50 bytes of JSON. Nothing but brackets would take 30 times its size
+    # in memory.
+    if len(raw) > _DENSE and raw.count(b"[") + raw.count(b"{") > len(raw) // 8:
+        raise _fault(name, "has a header of little but brackets", "header")
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except UnicodeDecodeError as error:

@@ -12,6 +12,7 @@ from sla_ckpt.formats.layouts.tensors import open_tensors
 from sla_ckpt.formats.layouts.write import WRITABLE, encode_layers
 from sla_ckpt.formats.simpletuner import read_state
 from sla_ckpt.formats.twin import read_twin
+from sla_ckpt.migrate.manifest import plan_manifest
 from sla_ckpt.migrate.model import ModelFacts
 from sla_ckpt.migrate.options import MigrateOptions
 from sla_ckpt.migrate.plan import FileChange, Plan, Step
@@ -156,6 +157,10 @@ def _to_state(
     changes = [state_change(folder, STATE_FILE, exact)]
     steps.append(Step("twin written", TWIN_FILE, "missing", f"as in {STATE_FILE}"))
     changes.append(twin_change(folder, TWIN_FILE, exact, state_sha256(exact)))
+    listed = plan_manifest(folder, (STATE_FILE, TWIN_FILE))
+    if listed is not None:
+        steps.append(listed[0])
+        changes.append(listed[1])
     return Plan(folder, title, tuple(steps), tuple(changes), notes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from sla_ckpt.checks.expectation import Expectation
@@ -25,6 +25,7 @@ class RepairContext:
         expectation: Which pairs this model makes.
         compute_dtype: Token of the dtype that it trains and infers in; None when unknown.
         settings: Settings of the run, where a configuration tells; they fill gaps.
+        given: Settings the user named; they replace what the file says.
         codes: Rules whose findings may be repaired; all when None.
         drop_strays: Also drop all-zero stray pairs.
     """
@@ -33,6 +34,7 @@ class RepairContext:
     expectation: Expectation = field(default_factory=_not_asked)
     compute_dtype: str | None = None
     settings: SLASettings | None = None
+    given: Mapping[str, object] = field(default_factory=dict)
     codes: frozenset[str] | None = None
     drop_strays: bool = False
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sla_ckpt.checkpoint.jsonio import parse_json
-from sla_ckpt.errors import FormatError
+from sla_ckpt.checkpoint.layout import MANIFEST_FILE
+from sla_ckpt.errors import FormatError, SlaCkptError
+from sla_ckpt.migrate.plan import FileChange, Step
+from sla_ckpt.migrate.stored import bytes_change
 
 
 def add_to_manifest(data: bytes, names: Sequence[str]) -> tuple[bytes, tuple[str, ...]]:
@@ -35,3 +39,19 @@ def add_to_manifest(data: bytes, names: Sequence[str]) -> tuple[bytes, tuple[str
         return data, ()
     manifest["files"] = sorted([*files, *added])
     return json.dumps(manifest, indent=2, ensure_ascii=False).encode(), added
+
+
+def plan_manifest(root: Path, names: Sequence[str]) -> tuple[Step, FileChange] | None:
+    """The change that makes a checkpoint's manifest list these files.
+
+    None when it lists them, is not there, or is unreadable (rule SLA301 says so).
+    """
+    try:
+        updated, added = add_to_manifest((root / MANIFEST_FILE).read_bytes(), names)
+    except (OSError, SlaCkptError):
+        return None
+    if not added:
+        return None
+    listed = ", ".join(added)
+    step = Step("manifest entry added", MANIFEST_FILE, f"no {listed}", f"lists {listed}", "SLA306")
+    return step, bytes_change(root, MANIFEST_FILE, updated)

@@ -6,20 +6,19 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from sla_ckpt.checkpoint.layout import MANIFEST_FILE
 from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.context import Context, VerifyOptions
 from sla_ckpt.errors import FormatError, SlaCkptError, UnsafePickleError
 from sla_ckpt.formats.simpletuner import encode_state, payload_to_state, read_payload
 from sla_ckpt.formats.twin import read_twin, twin_pt_sha256
 from sla_ckpt.migrate.draft import RepairContext
-from sla_ckpt.migrate.manifest import add_to_manifest
+from sla_ckpt.migrate.manifest import plan_manifest
 from sla_ckpt.migrate.optimizer_repair import plan_optimizer
 from sla_ckpt.migrate.options import MigrateOptions
 from sla_ckpt.migrate.plan import FileChange, Plan, Problem, Step
 from sla_ckpt.migrate.salvage import salvage_state, salvage_twin
 from sla_ckpt.migrate.state_repairs import repair_state
-from sla_ckpt.migrate.stored import bytes_change, state_change, twin_change
+from sla_ckpt.migrate.stored import state_change, twin_change
 from sla_ckpt.state import STATE_FILE, TWIN_FILE, SLASettings, SLAState
 
 
@@ -51,8 +50,12 @@ def plan_repairs(root: Path, options: MigrateOptions | None = None) -> Plan:
         )
         steps += twin_steps
         changes += twin_changes
-    written = [change.path for change in changes]
-    _plan_manifest(root, context, options, written, steps, changes, problems)
+    if _allows(options, "SLA306"):
+        present = {*context.source.files(), *(change.path for change in changes)}
+        listed = plan_manifest(root, [n for n in (STATE_FILE, TWIN_FILE) if n in present])
+        if listed is not None:
+            steps.append(listed[0])
+            changes.append(listed[1])
     _plan_optimizers(root, context, options, steps, changes, problems)
     return Plan(root, source, tuple(steps), tuple(changes), (), tuple(problems))
 
@@ -83,14 +86,12 @@ def repair_context_of(context: Context, options: MigrateOptions, path: str) -> R
             settings = context.run_config.sla_settings()
         except FormatError:
             settings = None
-    if options.settings():
-        settings = SLASettings.from_mapping({
-            **(settings or SLASettings()).to_dict(), **options.settings()})  # fmt: skip
     return RepairContext(
         path,
         context.expectation,
         context.compute_dtype,
         settings,
+        options.settings(),
         options.codes,
         options.drop_strays,
     )
@@ -116,7 +117,10 @@ def _repaired_state(
         taken = (step,)
     state, more, problems = repair_state(value, repair_context_of(context, options, pt))
     if state is not None:
-        state = replace(state, origin=_origin(root, context, twin))
+        origin = _origin(root, context, twin)
+        if options.variant is not None:
+            origin["sla_variant"] = options.variant
+        state = replace(state, origin=origin)
     return source, state, (*taken, *more) if state is not None else (), problems
 
 
@@ -166,7 +170,7 @@ def _plan_twin(
 ) -> tuple[list[Step], list[FileChange]]:
     """The twin follows the state; it is made anew only when asked for."""
     exists = context.checkpoint.twin_path is not None
-    if not exists and options.to != "safetensors":
+    if not exists and options.to != "safetensors" and options.variant is None:
         return [], []
     sha256 = hashlib.sha256(encode_state(state)).hexdigest()
     pt, _ = _targets(context)
@@ -180,6 +184,8 @@ def _plan_twin(
     before = "belongs to another state" if exists else "missing"
     if context.twin_fault is not None:
         before = "unreadable"
+    elif exists and context.twin is not None and context.twin.equals(state):
+        before = "records another origin or hash"
     if exists and state_changes:
         before = "the state before its repair"
     step = Step("twin written", twin, before, f"as in {pt}", "SLA212" if exists else None)
@@ -188,36 +194,10 @@ def _plan_twin(
 
 def _twin_is_current(path: Path, state: SLAState, sha256: str) -> bool:
     try:
-        return twin_pt_sha256(path) == sha256 and read_twin(path).equals(state)
+        twin = read_twin(path)
+        return twin_pt_sha256(path) == sha256 and twin.equals(state) and twin.origin == state.origin
     except SlaCkptError:
         return False
-
-
-def _plan_manifest(
-    root: Path,
-    context: Context,
-    options: MigrateOptions,
-    written: list[str],
-    steps: list[Step],
-    changes: list[FileChange],
-    problems: list[Problem],
-) -> None:
-    if MANIFEST_FILE not in context.source.files() or not _allows(options, "SLA306"):
-        return
-    present = {*context.source.files(), *written}
-    wanted = [name for name in (STATE_FILE, TWIN_FILE) if name in present]
-    try:
-        data = context.source.read(MANIFEST_FILE)
-        updated, added = add_to_manifest(data, wanted)
-    except SlaCkptError as error:
-        problems.append(Problem(error.message, "take it from another checkpoint", "SLA301"))
-        return
-    if added:
-        names = ", ".join(added)
-        steps.append(
-            Step("manifest entry added", MANIFEST_FILE, f"no {names}", f"lists {names}", "SLA306")
-        )
-        changes.append(bytes_change(root, MANIFEST_FILE, updated))
 
 
 def _plan_optimizers(

@@ -192,7 +192,8 @@ def _settings(draft: Draft) -> None:
     defaults = (draft.context.settings or SLASettings()).to_dict()
     present = {} if raw is None else {k: v for k, v in raw.items() if k in SLASettings.names()}
     try:
-        complete = SLASettings.from_mapping({**defaults, **present}).to_dict()
+        merged = {**defaults, **present, **draft.context.given}
+        complete = SLASettings.from_mapping(merged).to_dict()
     except StructureError as error:
         draft.problem(error.message, "SLA101", "set it: sla-ckpt migrate --topk, --blkq, …")
         return
@@ -208,8 +209,13 @@ def _settings(draft: Draft) -> None:
         extra = [short_repr(name) for name in raw if name not in complete]
         parts = [f"no {', '.join(absent)}"] if absent else []
         parts += [f"unread {', '.join(extra)}"] if extra else []
-        before = "; ".join(parts) or "values of another type"
-        title = f"settings completed from {basis}" if absent else "settings cleaned"
+        parts += [
+            f"{name}={short_repr(raw[name])}"
+            for name in complete
+            if name in raw and not _identical({name: raw[name]}, {name: complete[name]})
+        ]
+        before = "; ".join(parts)
+        title = f"settings completed from {basis}" if absent else "settings corrected"
     after = ", ".join(f"{name}={value}" for name, value in complete.items())
     draft.step(title, before, after, "SLA101")
     draft.settings = complete

@@ -127,6 +127,7 @@ def test_truncation_says_what_is_needed_and_what_is_there() -> None:
             json.dumps(tensor(0, 4)).encode() + b"}",
             b"1234", "header", "'a' twice",
         ),
+        (b'{"a":[' + b"[]," * 500_000 + b"[]]}", b"", "header", "brackets"),
         ({"__metadata__": []}, b"", "metadata", "not an object"),
         ({"__metadata__": {"step": 1}}, b"", "metadata", "'step' = 1"),
     ],

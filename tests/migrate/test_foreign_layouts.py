@@ -377,3 +377,14 @@ def test_a_stale_index_is_named(tmp_path: Path) -> None:
     index.write_text('{"weight_map": {"a": "../x.safetensors"}}')
     with pytest.raises(FormatError, match="outside its folder"):
         migrate(tmp_path, MigrateOptions(source=index))
+
+
+def test_a_converted_state_is_listed_in_the_manifest(tmp_path: Path) -> None:
+    import json
+
+    manifest = tmp_path / "checkpoint_manifest.json"
+    manifest.write_text(json.dumps({"version": 1, "files": ["transformer/config.json"]}))
+    source = save_pth(tmp_path / "model.pth", layer_tensors("turbodiffusion"))
+    migrate(tmp_path, MigrateOptions(source=source))
+    assert "sla_attention.pt" in json.loads(manifest.read_text())["files"]
+    assert migrate(tmp_path).plan.is_empty

@@ -115,7 +115,7 @@ def test_the_runs_own_configuration_fills_gaps_first(tmp_path: Path) -> None:
 def test_entries_nobody_reads_and_wrong_number_types_are_cleaned(tmp_path: Path) -> None:
     raw = {**payload()["settings"], "top_k": 0.3, "blkq": 64.0}
     folder = saved(tmp_path / "c", payload(settings=raw))
-    assert_repaired(folder, "settings cleaned")
+    assert_repaired(folder, "settings corrected")
     assert read_payload(folder / "sla_attention.pt").value["settings"] == SLASettings().to_dict()  # type: ignore[index]
 
 
@@ -489,3 +489,20 @@ def test_a_path_that_is_not_ascii_works_for_every_repair(tmp_path: Path) -> None
     shutil.copy(STATES / "wrong/legacy_nonzip_torch_save/sla_attention.pt", folder)
     assert {step.code for step in migrate(folder).plan.steps} == {"SLA002", "SLA304"}
     assert migrate(folder).plan.is_empty
+
+
+def test_settings_the_user_names_replace_what_cannot_be_read(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "c", payload(settings={**payload()["settings"], "topk": "many"}))
+    assert "topk" in migrate(folder).plan.problems[0].message
+    state = assert_repaired(folder, "settings corrected", topk=0.1)
+    assert state.settings == SLASettings(topk=0.1)
+
+
+def test_the_sla_variant_is_recorded_on_request(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "c", "one_pair_128_bf16")
+    assert titles(folder, variant="sla-1") == ["twin written"]
+    assert read_twin(folder / "sla_attention.safetensors").origin["sla_variant"] == "sla-1"
+    assert titles(folder, variant="sla-1") == []
+    assert titles(folder, variant="main") == ["twin written"]
+    assert titles(folder) == []
+    assert (folder / "sla_attention.pt").read_bytes() == GOOD_STATE.read_bytes()

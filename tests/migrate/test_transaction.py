@@ -80,6 +80,7 @@ def run_killed(folder: Path, at: int) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_kill_at_any_point_leaves_all_or_nothing(
     tmp_path: Path, both: tuple[dict[str, bytes], dict[str, bytes]]
 ) -> None:
