@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from sla_ckpt.attention.kernels import resolve_kernel
-from sla_ckpt.attention.reference import sla_reference, sparse_and_linear_reference
+from sla_ckpt.attention.reference import (
+    linear_branch,
+    sla_reference,
+    sparse_and_linear_reference,
+)
 from sla_ckpt.errors import AttentionError
 from sla_ckpt.state import SLA_VARIANTS, ProjectionTensors, SLASettings
 
@@ -148,6 +152,17 @@ class SparseLinearAttention(nn.Module):
             AttentionError: As for :meth:`forward`.
         """
         q, k, v = self._prepare(q, k, v)
+        kernel = self._kernel_for(q)
+        if kernel == "triton":
+            from sla_ckpt.attention.triton.operator import branches_triton
+
+            return branches_triton(q, k, v, self.settings, variant=self.variant)
+        if kernel == "external":
+            from sla_ckpt.attention.external import sla_external
+
+            weight, bias = (torch.zeros_like(p) for p in self.proj_l.parameters())
+            o_s = sla_external(q, k, v, weight, bias, self.settings)
+            return o_s, linear_branch(q, k, v, self.settings.feature_map).to(q.dtype)
         options = self.settings.to_dict()
         return sparse_and_linear_reference(q, k, v, **options, variant=self.variant)
 

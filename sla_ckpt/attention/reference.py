@@ -35,7 +35,7 @@ def mean_pool(x: Tensor, block: int) -> Tensor:
     """
     length = x.shape[-2]
     padded = F.pad(x, (0, 0, 0, -length % block))
-    sums = padded.unflatten(-2, (-1, block)).sum(-2)
+    sums = padded.view(*x.shape[:2], -1, block, x.shape[-1]).sum(-2)
     sizes = torch.full((sums.shape[-2], 1), block, dtype=x.dtype, device=x.device)
     sizes[-1] = length - block * (sums.shape[-2] - 1)
     return sums / sizes
@@ -60,7 +60,9 @@ def block_map(q: Tensor, k: Tensor, *, topk: float, blkq: int, blkk: int) -> Ten
         pooled_q = mean_pool(q, blkq)
         pooled_k = mean_pool(k - k.mean(-2, keepdim=True), blkk)
         scores = pooled_q @ pooled_k.transpose(-1, -2)
-    top = scores.topk(kept_blocks(scores.shape[-1], topk), dim=-1).indices
+    # Stable, so that among equal scores the first block wins, in every kernel.
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    top = order[..., : kept_blocks(scores.shape[-1], topk)]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, top, True)
 
 
@@ -80,6 +82,26 @@ def feature(x: Tensor, feature_map: str) -> Tensor:
         f"feature map {feature_map!r} does not exist in SLA's kernels",
         hint=f"use one of {', '.join(FEATURE_MAPS)}",
     )
+
+
+def linear_branch(q: Tensor, k: Tensor, v: Tensor, feature_map: str) -> Tensor:
+    """o_l over all keys: φ(q)(φ(k)ᵀ v) / (ε + φ(q) · Σφ(k)), linear in the number of tokens.
+
+    Args:
+        q: queries of shape ``[B, H, L, D]``.
+        k: keys of shape ``[B, H, L_k, D]``.
+        v: values of shape ``[B, H, L_k, D]``.
+        feature_map: ``softmax``, ``elu`` or ``relu``.
+
+    Returns:
+        Shape ``[B, H, L, D]``, float32 (float64 for float64 inputs).
+    """
+    q, k, v = _wide(q), _wide(k), _wide(v)
+    with torch.autocast(q.device.type, enabled=False):
+        phi_q, phi_k = feature(q, feature_map), feature(k, feature_map)
+        numerator = phi_q @ (phi_k.transpose(-1, -2) @ v)
+        denominator = phi_q @ phi_k.sum(-2).unsqueeze(-1)
+        return numerator / (DENOMINATOR_EPS + denominator)
 
 
 def sparse_and_linear_reference(
@@ -132,15 +154,12 @@ def sparse_and_linear_reference(
         scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
         o_s = scores.masked_fill(~kept, float("-inf")).softmax(-1) @ v
 
-        phi_q, phi_k = feature(q, feature_map), feature(k, feature_map)
         if variant == "main":
-            numerator = phi_q @ (phi_k.transpose(-1, -2) @ v)
-            denominator = phi_q @ phi_k.sum(-2).unsqueeze(-1)
+            o_l = linear_branch(q, k, v, feature_map)
         else:
+            phi_q, phi_k = feature(q, feature_map), feature(k, feature_map)
             weights = (phi_q @ phi_k.transpose(-1, -2)).masked_fill(kept, 0)
-            numerator = weights @ v
-            denominator = weights.sum(-1, keepdim=True)
-        o_l = numerator / (DENOMINATOR_EPS + denominator)
+            o_l = (weights @ v) / (DENOMINATOR_EPS + weights.sum(-1, keepdim=True))
     return o_s.to(dtype), o_l.to(dtype)
 
 

@@ -42,8 +42,8 @@ def score_kernel(
     NQ,
     NK,
     D: tl.constexpr,
-    DP: tl.constexpr,
     TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """Pooled q · pooled kᵀ in float32. Grid: (query tiles, key tiles, B * H).
 
@@ -53,10 +53,12 @@ def score_kernel(
     bh = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
     keys = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    cols = tl.arange(0, DP)
-    q = load_tile(POOLED_Q + bh * NQ * D, D, rows, NQ, cols, D, False)
-    k = load_tile(POOLED_K + bh * NK * D, D, keys, NK, cols, D, False)
-    scores = tl.dot(q, tl.trans(k), input_precision="tf32x3")
+    scores = tl.zeros([TILE, TILE], tl.float32)
+    for start in range(0, D, CHUNK):
+        cols = start + tl.arange(0, CHUNK)
+        q = load_tile(POOLED_Q + bh * NQ * D, D, rows, NQ, cols, D, False)
+        k = load_tile(POOLED_K + bh * NK * D, D, keys, NK, cols, D, False)
+        scores = tl.dot(q, tl.trans(k), scores, input_precision="tf32x3")
     out = SCORES + bh * NQ * NK + rows[:, None].to(tl.int64) * NK + keys[None, :]
     tl.store(out, scores, mask=(rows[:, None] < NQ) & (keys[None, :] < NK))
 

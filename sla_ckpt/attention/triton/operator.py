@@ -10,10 +10,19 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sla_ckpt.attention.kernels import interpreting
-from sla_ckpt.attention.triton import launch
+from sla_ckpt.attention.reference import linear_branch
+from sla_ckpt.attention.triton import backward, forward
 from sla_ckpt.attention.triton.complement import complement_linear
-from sla_ckpt.attention.triton.launch import BlockLists, LinearSums, Problem
+from sla_ckpt.attention.triton.dispatch import on_device, row_major
+from sla_ckpt.attention.triton.problem import (
+    BlockLists,
+    ForwardResult,
+    LinearSums,
+    Problem,
+    problem_for,
+)
 from sla_ckpt.attention.triton.tuning import Tuning
+from sla_ckpt.errors import AttentionError
 from sla_ckpt.state import SLASettings
 
 
@@ -49,41 +58,50 @@ def sla_triton(
         Output of shape ``[B, H, L, D]`` and the dtype of ``q``.
     """
     dtype = q.dtype
-    q, k, v = (launch.row_major(_computable(x)) for x in (q, k, v))
+    q, k, v = (row_major(_computable(x)) for x in (q, k, v))
     weight, bias = weight.float().contiguous(), bias.float().contiguous()
-    with launch.on_device(q), torch.autocast(q.device.type, enabled=False):
+    with on_device(q), torch.autocast(q.device.type, enabled=False):
         if variant == "main":
             return _run(q, k, v, weight, bias, settings, blocks, tuning).to(dtype)
         if blocks is None:
             lists = compute_blocks(q, k, settings)
         else:
-            lists = launch.lists_from_map(blocks)
+            lists = forward.lists_from_map(blocks)
         o_sparse = _run(q, k, v, None, None, settings, lists, tuning)
         o_linear = complement_linear(q, k, v, lists.mask, settings)
         return (o_sparse + F.linear(o_linear, weight, bias).to(q.dtype)).to(dtype)
 
 
-def sparse_triton(
+def branches_triton(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     settings: SLASettings,
     *,
-    blocks: Tensor | BlockLists | None = None,
-    tuning: Tuning | None = None,
-) -> Tensor:
-    """The sparse branch alone; arguments as for :func:`sla_triton`."""
+    variant: str = "main",
+) -> tuple[Tensor, Tensor]:
+    """Both branches before the projection; arguments as for :func:`sla_triton`.
+
+    Returns:
+        ``(o_s, o_l)``, each ``[B, H, L, D]`` in the dtype of ``q``.
+    """
     dtype = q.dtype
-    q, k, v = (launch.row_major(_computable(x)) for x in (q, k, v))
-    with launch.on_device(q), torch.autocast(q.device.type, enabled=False):
-        return _run(q, k, v, None, None, settings, blocks, tuning).to(dtype)
+    q, k, v = (row_major(_computable(x)) for x in (q, k, v))
+    with on_device(q), torch.autocast(q.device.type, enabled=False):
+        lists = compute_blocks(q, k, settings)
+        o_sparse = _run(q, k, v, None, None, settings, lists, None)
+        if variant == "main":
+            o_linear = linear_branch(q, k, v, settings.feature_map)
+        else:
+            o_linear = complement_linear(q, k, v, lists.mask, settings)
+    return o_sparse.to(dtype), o_linear.to(dtype)
 
 
 def compute_blocks(q: Tensor, k: Tensor, settings: SLASettings) -> BlockLists:
     """The block map of queries and keys, with its mask."""
-    problem = Problem.of(q, k, settings, None)
-    pooled_q, pooled_k = launch.pool(q, settings.blkq), launch.pool(k, settings.blkk)
-    return launch.block_lists(problem, pooled_q, pooled_k, with_mask=True)
+    problem = problem_for(q, k, settings, None)
+    pooled_q, pooled_k = forward.pool(q, settings.blkq), forward.pool(k, settings.blkk)
+    return forward.block_lists(problem, pooled_q, pooled_k, with_mask=True)
 
 
 def _computable(x: Tensor) -> Tensor:
@@ -103,10 +121,12 @@ def _run(
     tuning: Tuning | None,
 ) -> Tensor:
     if isinstance(blocks, Tensor):
-        blocks = launch.lists_from_map(blocks)
-    problem = Problem.of(q, k, settings, tuning)
+        blocks = forward.lists_from_map(blocks)
+    problem = problem_for(q, k, settings, tuning)
     if blocks is not None and blocks.lut.shape[-1] != problem.kept:
-        raise ValueError(f"block map keeps {blocks.lut.shape[-1]} blocks, topk {problem.kept}")
+        raise AttentionError(
+            f"the block map keeps {blocks.lut.shape[-1]} blocks per row, topk {problem.kept}"
+        )
     inputs = [x for x in (q, k, v, weight, bias) if x is not None]
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         output: Tensor = _Attention.apply(q, k, v, weight, bias, problem, blocks)
@@ -124,16 +144,16 @@ def _forward(
     lists: BlockLists | None,
     *,
     save: bool,
-) -> tuple[launch.Forward, BlockLists, LinearSums | None]:
+) -> tuple[ForwardResult, BlockLists, LinearSums | None]:
     sums = pooled_k = None
     if weight is not None:
-        pooled_k, sums = launch.sum_keys(problem, k, v, weight)
+        pooled_k, sums = forward.sum_keys(problem, k, v, weight)
     if lists is None:
-        pooled_q = launch.pool(q, problem.blkq)
+        pooled_q = forward.pool(q, problem.blkq)
         if pooled_k is None:
-            pooled_k = launch.pool(k, problem.blkk)
-        lists = launch.block_lists(problem, pooled_q, pooled_k, with_mask=save)
-    result = launch.forward(problem, q, k, v, lists, sums, bias, save=save)
+            pooled_k = forward.pool(k, problem.blkk)
+        lists = forward.block_lists(problem, pooled_q, pooled_k, with_mask=save)
+    result = forward.attend(problem, q, k, v, lists, sums, bias, save=save)
     return result, lists, sums
 
 
@@ -163,20 +183,30 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weight, o_sparse, lse, lut, mask, k_sum, means, folded = ctx.saved_tensors
-        problem: Problem = ctx.problem
+        p: Problem = ctx.problem
         sums = LinearSums(k_sum, means, folded) if k_sum is not None else None
         needs_q, needs_k, needs_v, needs_weight, needs_bias = ctx.needs_input_grad[:5]
-        dq = dk = dv = d_weight = d_bias = None
-        with launch.on_device(q), torch.autocast(q.device.type, enabled=False):
-            g = launch.row_major(g)
-            queries = launch.sum_queries(problem, q, g, o_sparse, sums, weight)
+        dq = dk = dv = d_weight = d_bias = grads = None
+        with on_device(q), torch.autocast(q.device.type, enabled=False):
+            g = row_major(g)
+            delta, dq, d_k_sum_parts = backward.query_rows(p, q, g, o_sparse, sums)
+            if sums is not None and d_k_sum_parts is not None:
+                grads = backward.linear_grads(p, q, g, sums, weight, d_k_sum_parts)
+                if needs_weight:
+                    d_weight = grads.a.flatten(0, 1).T @ means.flatten(0, 1)
+                if needs_bias:
+                    d_bias = grads.d_bias.sum(0)
             if needs_q:
-                dq = launch.query_grad(problem, q, k, v, g, lse, lut, sums, queries)
+                linear = sums is not None
+                backward.query_grad(p, q, k, v, g, dq, lse, delta, lut, linear=linear)
             if needs_k or needs_v:
-                lists, counts = launch.query_lists(problem, mask)
-                dk, dv = launch.key_grad(problem, q, k, v, g, lse, lists, counts, sums, queries)
-            if needs_weight and queries.a is not None:
-                d_weight = queries.a.flatten(0, 1).T @ means.flatten(0, 1)
-            if needs_bias and queries.d_bias is not None:
-                d_bias = queries.d_bias.sum(0)
-        return dq, dk, dv, d_weight, d_bias, None, None
+                dk, dv = backward.key_grad(p, q, k, v, g, lse, delta, mask, sums, grads)
+        return (
+            dq if needs_q else None,
+            dk if needs_k else None,
+            dv if needs_v else None,
+            d_weight,
+            d_bias,
+            None,
+            None,
+        )

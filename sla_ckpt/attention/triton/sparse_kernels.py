@@ -1,4 +1,4 @@
-"""The block-sparse attention kernels; the linear branch rides along at the end of each.
+"""The block-sparse attention kernels: forward with the linear branch at its end, and gradients.
 
 Every kernel has an outer tile (the rows it owns) and walks inner tiles: TILE_IN rows of the other
 side, either a part of a block or several listed blocks gathered into one tile. Softmax runs in
@@ -11,10 +11,10 @@ import triton.language as tl
 
 from sla_ckpt.attention.triton.tiles import (
     feature,
-    feature_backward,
     linear_weights,
     load_square,
     load_tile,
+    store_tile,
 )
 
 
@@ -48,7 +48,7 @@ def forward_kernel(
     Q,
     K,
     V,
-    O,
+    OUT,
     O_SPARSE,
     LSE,
     LUT,
@@ -107,11 +107,12 @@ def forward_kernel(
         keys = inner_rows(lut, step, KEPT, LK, BLOCK_K, TILE_IN)
         k = gather_tile(k_base, k_stride_l, keys, LK, cols, D, EVEN_K, WIDE)
         v = gather_tile(v_base, v_stride_l, keys, LK, cols, D, EVEN_K, WIDE)
-        s = tl.dot(q, tl.trans(k)) * scale
+        s = tl.dot(q, tl.trans(k))
         if not EVEN_K:
             s = tl.where(keys[None, :] < LK, s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1))
-        p = tl.exp2(s - m_new[:, None])
+        # The scale is positive, so it can wait until it fuses with the subtraction.
+        m_new = tl.maximum(m, tl.max(s, 1) * scale)
+        p = tl.exp2(s * scale - m_new[:, None])
         alpha = tl.exp2(m - m_new)
         total = total * alpha + tl.sum(p, 1)
         acc = acc * alpha[:, None]
@@ -134,7 +135,7 @@ def forward_kernel(
         p, _ = linear_weights(phi, k_sum, EPS)
         out = tl.dot(p.to(q.dtype), folded, out)
         out += tl.load(BIAS + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
-    tl.store(O + offsets, out.to(O.dtype.element_ty), mask=inside)
+    tl.store(OUT + offsets, out.to(OUT.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -147,8 +148,6 @@ def query_grad_kernel(
     LSE,
     DELTA,
     LUT,
-    K_SUM,
-    FOLDED,
     q_stride_b,
     q_stride_h,
     q_stride_l,
@@ -177,14 +176,12 @@ def query_grad_kernel(
     BLOCK_K: tl.constexpr,
     TILE: tl.constexpr,
     TILE_IN: tl.constexpr,
-    FEATURE: tl.constexpr,
     LINEAR: tl.constexpr,
     EVEN_Q: tl.constexpr,
     EVEN_K: tl.constexpr,
     WIDE: tl.constexpr,
-    EPS: tl.constexpr,
 ):
-    """Gradient of one tile of queries. Grid: (query tiles, B * H)."""
+    """Gradient of one tile of queries, added to the linear branch's. Grid: (query tiles, B * H)."""
     tile, bh = tl.program_id(0), tl.program_id(1)
     b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
     start = tile.to(tl.int64) * TILE
@@ -202,7 +199,12 @@ def query_grad_kernel(
     row_index = bh.to(tl.int64) * LQ + start + rows
     lse = tl.load(LSE + row_index, mask=rows < length, other=0.0)
     delta = tl.load(DELTA + row_index, mask=rows < length, other=0.0)
-    acc = tl.zeros([TILE, DP], tl.float32)
+    out = DQ + b * dq_stride_b + h * dq_stride_h + start * dq_stride_l
+    if LINEAR:
+        linear = load_tile(out, dq_stride_l, rows, length, cols, D, EVEN_Q)
+        acc = linear.to(tl.float32) / softmax_scale
+    else:
+        acc = tl.zeros([TILE, DP], tl.float32)
     for step in range(tl.cdiv(KEPT * BLOCK_K, TILE_IN)):
         keys = inner_rows(lut, step, KEPT, LK, BLOCK_K, TILE_IN)
         k = gather_tile(k_base, k_stride_l, keys, LK, cols, D, EVEN_K, WIDE)
@@ -212,21 +214,7 @@ def query_grad_kernel(
             p = tl.where(keys[None, :] < LK, p, 0.0)
         d_s = p * (tl.dot(g, tl.trans(v)) - delta[:, None])
         acc = tl.dot(d_s.to(k.dtype), k, acc)
-    d_q = acc * softmax_scale
-
-    if LINEAR:
-        k_sum = tl.load(K_SUM + bh.to(tl.int64) * D + cols, mask=cols < D, other=0.0)
-        folded = load_square(FOLDED + bh.to(tl.int64) * D * D, cols, D)
-        d_p = tl.dot(g, tl.trans(folded))
-        x = q.to(tl.float32)
-        phi = feature(x, cols, D, FEATURE)
-        p, denominator = linear_weights(phi, k_sum, EPS)
-        d_weighted = (d_p - tl.sum(p * d_p, 1)[:, None]) / denominator[:, None]
-        d_q += feature_backward(x, phi, d_weighted * k_sum[None, :], FEATURE)
-    out = DQ + b * dq_stride_b + h * dq_stride_h + start * dq_stride_l
-    out += rows[:, None] * dq_stride_l + cols[None, :]
-    inside = (rows[:, None] < length) & (cols[None, :] < D)
-    tl.store(out, d_q.to(DQ.dtype.element_ty), mask=inside)
+    store_tile(out, dq_stride_l, rows, length, cols, D, acc * softmax_scale)
 
 
 @triton.jit
@@ -241,10 +229,6 @@ def key_grad_kernel(
     DELTA,
     LIST,
     COUNT,
-    K_SUM,
-    D_MEANS,
-    D_MEANS_SCALE,
-    D_K_SUM,
     q_stride_b,
     q_stride_h,
     q_stride_l,
@@ -270,21 +254,20 @@ def key_grad_kernel(
     NK,
     scale,
     softmax_scale,
-    linear_scale,
     D: tl.constexpr,
     DP: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE: tl.constexpr,
     TILE_IN: tl.constexpr,
-    FEATURE: tl.constexpr,
     LINEAR: tl.constexpr,
-    SCALED: tl.constexpr,
     EVEN_Q: tl.constexpr,
     EVEN_K: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Gradients of one tile of keys and values. Grid: (key tiles, B * H).
+    """Gradients of one tile of keys and values, on top of the linear branch's.
+
+    Grid: (key tiles, B * H).
 
     Walks only the query blocks that keep this key block. Queries past the end read as zero and so
     do their g, lse and delta, which makes their contributions vanish without a mask.
@@ -304,8 +287,16 @@ def key_grad_kernel(
 
     k = load_tile(k_base, k_stride_l, rows, length, cols, D, EVEN_K)
     v = load_tile(v_base, v_stride_l, rows, length, cols, D, EVEN_K)
-    d_k = tl.zeros([TILE, DP], tl.float32)
-    d_v = tl.zeros([TILE, DP], tl.float32)
+    dk_out = DK + b * dk_stride_b + h * dk_stride_h + start * dk_stride_l
+    dv_out = DV + b * dv_stride_b + h * dv_stride_h + start * dv_stride_l
+    if LINEAR:
+        linear_k = load_tile(dk_out, dk_stride_l, rows, length, cols, D, EVEN_K)
+        linear_v = load_tile(dv_out, dv_stride_l, rows, length, cols, D, EVEN_K)
+        d_k = linear_k.to(tl.float32) / softmax_scale
+        d_v = linear_v.to(tl.float32)
+    else:
+        d_k = tl.zeros([TILE, DP], tl.float32)
+        d_v = tl.zeros([TILE, DP], tl.float32)
     for step in range(tl.cdiv(count * BLOCK_Q, TILE_IN)):
         queries = inner_rows(LIST + block * NQ, step, count, LQ, BLOCK_Q, TILE_IN)
         q = gather_tile(q_base, q_stride_l, queries, LQ, cols, D, EVEN_Q, WIDE)
@@ -321,26 +312,5 @@ def key_grad_kernel(
         d_v = tl.dot(p.to(g.dtype), g, d_v)
         d_s = p * (tl.dot(v, tl.trans(g)) - delta[None, :])
         d_k = tl.dot(d_s.to(q.dtype), q, d_k)
-    d_k *= softmax_scale
-
-    if LINEAR:
-        # d_means and φ(k) · linear_scale / s are of order one, in range for float16.
-        k_sum = tl.load(K_SUM + bh.to(tl.int64) * D + cols, mask=cols < D, other=0.0)
-        d_k_sum = tl.load(D_K_SUM + bh.to(tl.int64) * D + cols, mask=cols < D, other=0.0)
-        factor = 1.0 / linear_scale
-        if SCALED:
-            factor *= tl.load(D_MEANS_SCALE + bh)
-        inverse = linear_scale / tl.where(k_sum > 0, k_sum, float("inf"))
-        d_means = load_square(D_MEANS + bh.to(tl.int64) * D * D, cols, D)
-        x = k.to(tl.float32)
-        phi = feature(x, cols, D, FEATURE)
-        d_v += tl.dot((phi * inverse[None, :]).to(v.dtype), d_means) * factor
-        d_phi = tl.dot(v, tl.trans(d_means)) * (inverse * factor)[None, :] + d_k_sum[None, :]
-        d_k += feature_backward(x, phi, d_phi, FEATURE)
-    inside = (rows[:, None] < length) & (cols[None, :] < D)
-    dk_out = DK + b * dk_stride_b + h * dk_stride_h + start * dk_stride_l
-    dv_out = DV + b * dv_stride_b + h * dv_stride_h + start * dv_stride_l
-    dk_offsets = rows[:, None] * dk_stride_l + cols[None, :]
-    tl.store(dk_out + dk_offsets, d_k.to(DK.dtype.element_ty), mask=inside)
-    dv_offsets = rows[:, None] * dv_stride_l + cols[None, :]
-    tl.store(dv_out + dv_offsets, d_v.to(DV.dtype.element_ty), mask=inside)
+    store_tile(dk_out, dk_stride_l, rows, length, cols, D, d_k * softmax_scale)
+    store_tile(dv_out, dv_stride_l, rows, length, cols, D, d_v)

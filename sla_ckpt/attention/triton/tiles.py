@@ -22,6 +22,25 @@ def load_tile(base, stride, rows, limit, cols, D: tl.constexpr, EVEN: tl.constex
 
 
 @triton.jit
+def load_columns(base, stride, rows, limit, cols, D: tl.constexpr, WHOLE: tl.constexpr):
+    """As load_tile, for some of the columns only; WHOLE when nothing lies outside."""
+    pointers = base + rows[:, None] * stride + cols[None, :]
+    if WHOLE:
+        tile = tl.load(pointers)
+    else:
+        tile = tl.load(pointers, mask=(rows[:, None] < limit) & (cols[None, :] < D), other=0.0)
+    return tile
+
+
+@triton.jit
+def store_tile(base, stride, rows, limit, cols, D: tl.constexpr, tile):
+    """Store rows in the tensor's dtype, those inside it."""
+    pointers = base + rows[:, None] * stride + cols[None, :]
+    inside = (rows[:, None] < limit) & (cols[None, :] < D)
+    tl.store(pointers, tile.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def load_square(base, cols, D: tl.constexpr):
     """A ``[D, D]`` row-major matrix, zero-padded to ``[DP, DP]``."""
     pointers = base + cols[:, None] * D + cols[None, :]

@@ -47,5 +47,4 @@ def tuning_for(padded_dim: int, blkq: int, blkk: int) -> Tuning:
     """
     if padded_dim > 128:
         return Tuning(Launch(64, 64, 8, 2), Launch(64, 64, 8, 2), Launch(64, 64, 8, 1))
-    forward = Launch(blkq, 64, 4 if blkq == 64 else 8, 3)
-    return Tuning(forward, Launch(64, 64, 4, 2), Launch(64, 64, 4, 2))
+    return Tuning(Launch(64, 64, 4, 3), Launch(64, 64, 4, 2), Launch(64, 64, 4, 2))
