@@ -67,7 +67,14 @@ def __getattr__(name: str) -> Any:
     module = _EXPORTS.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "diffusers"):
+            raise
+        from sla_ckpt.errors import MissingExtraError
+
+        raise MissingExtraError(f"sla_ckpt.{name}", "regen", error.name) from error
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sla_ckpt.checkpoint.resolve import resolve_checkpoint
 from sla_ckpt.errors import HubError, TargetNotFoundError
 from sla_ckpt.hub.repo import RepoRef, looks_like_repo, parse_repo
+from sla_ckpt.paths import expand
 from sla_ckpt.state import STATE_FILE, TWIN_FILE, SLAState
 
 _logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def read_any(target: str | Path) -> SLAState:
         HubError: The repository cannot be read.
     """
     try:
-        path = Path(target).expanduser()
+        path = expand(target)
     except RuntimeError as error:  # ~nobody
         raise TargetNotFoundError(
             f"no such file or folder: {target}", hint="check the path", path=str(target)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sla_ckpt.errors import TargetNotFoundError
+from sla_ckpt.paths import expand
 from sla_ckpt.state import STATE_FILE, TWIN_FILE
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(-rolling)?(-tmp)?")
@@ -67,7 +68,7 @@ def resolve_checkpoint(path: Path | str | None = None) -> Path:
     Raises:
         TargetNotFoundError: No such path.
     """
-    given = Path(path).expanduser() if path is not None else Path()
+    given = expand(path) if path is not None else Path()
     if not os.path.lexists(given):
         raise TargetNotFoundError(
             f"no such file or folder: {given}", hint="check the path", path=str(given)

@@ -13,6 +13,7 @@ from sla_ckpt.checks.registry import Rule, select_rules
 from sla_ckpt.checks.report import Finding, Report, sort_findings
 from sla_ckpt.checks.single_file import SingleFileSource, is_twin
 from sla_ckpt.errors import SlaCkptError, TargetNotFoundError, UsageError
+from sla_ckpt.paths import expand
 
 __all__ = ["VerifyOptions", "open_target", "verify", "verify_many", "verify_source"]
 
@@ -112,7 +113,7 @@ def open_target(target: str | Path, *, token: str | None = None) -> tuple[Source
         TargetNotFoundError: No such path, or it cannot be opened.
         HubError: It is a repository that cannot be reached.
     """
-    path = Path(target).expanduser()
+    path = expand(target)
     try:
         is_file, is_directory = path.is_file(), path.is_dir()
     except (OSError, ValueError) as error:
@@ -150,7 +151,7 @@ def expand_target(target: str, *, recursive: bool = False) -> list[str]:
     Raises:
         TargetNotFoundError: A folder cannot be listed.
     """
-    path = Path(target).expanduser()
+    path = expand(target)
     try:
         if not path.is_dir() or (not recursive and looks_like_checkpoint(path.resolve())):
             return [target]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from sla_ckpt.checks.summary import PairSummary, StateSummary
 from sla_ckpt.cli import _options
 from sla_ckpt.cli._output import Output
+from sla_ckpt.paths import expand
 from sla_ckpt.text import one_line
 
 
@@ -35,7 +34,7 @@ def command(
     from sla_ckpt.checks.verify import open_target
 
     source, note = open_target(target)
-    options = VerifyOptions(config=Path(config).expanduser() if config is not None else None)
+    options = VerifyOptions(config=expand(config) if config is not None else None)
     summary = summarise(Context(source, options))
     output = Output(quiet=quiet)
     if note:
@@ -47,7 +46,7 @@ def command(
     if plot is not None:
         from sla_ckpt.checks.plot import plot_state
 
-        plot_state(summary, Path(plot).expanduser())
+        plot_state(summary, expand(plot))
         output.note(f"wrote {plot}")
     return 0
 

@@ -11,6 +11,7 @@ from sla_ckpt.cli import _options
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK
 from sla_ckpt.migrate.options import TARGETS, MigrateOptions, Target
+from sla_ckpt.paths import expand
 
 _LOSSY = ("reduce", "overwrite", "drop_strays")
 
@@ -148,4 +149,4 @@ def command(
 
 
 def _path(text: str | None) -> Path | None:
-    return Path(text).expanduser() if text is not None else None
+    return expand(text) if text is not None else None

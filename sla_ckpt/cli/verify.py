@@ -13,6 +13,7 @@ from sla_ckpt.checks.verify import VerifyOptions, expand_target, verify_many
 from sla_ckpt.cli import _options
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import UsageError
+from sla_ckpt.paths import expand
 from sla_ckpt.state import PairKey
 
 
@@ -130,7 +131,7 @@ def command(
 
 
 def _path(text: str | None) -> Path | None:
-    return Path(text).expanduser() if text is not None else None
+    return expand(text) if text is not None else None
 
 
 def _pixels(text: str | None) -> tuple[int, int] | None:

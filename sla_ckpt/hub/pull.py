@@ -26,6 +26,7 @@ from sla_ckpt.hub.hashes import HashCache
 from sla_ckpt.hub.plan import same_content
 from sla_ckpt.hub.remote import HubSource, RemoteFile, open_at
 from sla_ckpt.hub.repo import RepoRef, parse_repo
+from sla_ckpt.paths import expand
 from sla_ckpt.text import count, join_some
 
 STAGING = ".sla_ckpt_pull"
@@ -131,7 +132,7 @@ def pull(
     files = source.files()
     if not files:
         raise TargetNotFoundError(f"{ref.repo_id} has no folder {ref.subfolder}")
-    target = Path(directory).expanduser() if directory is not None else Path(_default_name(ref))
+    target = expand(directory) if directory is not None else Path(_default_name(ref))
     chosen, left_out = _choose(source, options)
     _check_names(chosen, ref)
     present, wanted = _compare_local(source, target, chosen, options)

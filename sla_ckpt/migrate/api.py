@@ -18,6 +18,7 @@ from sla_ckpt.migrate.plan import Plan, Problem
 from sla_ckpt.migrate.repairs import plan_repairs
 from sla_ckpt.migrate.sources import find_foreign
 from sla_ckpt.migrate.transaction import STAGING, Applied, apply_plan, recover
+from sla_ckpt.paths import expand
 from sla_ckpt.state import STATE_FILE, TWIN_FILE
 
 #: What :func:`fix` does unless told otherwise: everything that loses nothing.
@@ -77,7 +78,7 @@ def plan_migration(checkpoint: Path | str | None, options: MigrateOptions | None
 
 def _resolve(checkpoint: Path | str | None, options: MigrateOptions) -> tuple[Path, MigrateOptions]:
     """The folder, and a foreign file given in its place as the source."""
-    path = Path(checkpoint).expanduser() if checkpoint is not None else Path()
+    path = expand(checkpoint) if checkpoint is not None else Path()
     if path.is_file() and path.name not in (STATE_FILE, TWIN_FILE):
         if options.source is not None:
             raise UsageError(

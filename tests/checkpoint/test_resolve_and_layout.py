@@ -135,3 +135,8 @@ def test_resolutions(text: str, value: tuple[int, int]) -> None:
 @pytest.mark.parametrize("text", ["", "big", "0x10", "10x", "1e3", "-5"])
 def test_wrong_resolutions(text: str) -> None:
     assert parse_resolution(text) is None
+
+
+def test_an_unknown_users_home_is_a_missing_path() -> None:
+    with pytest.raises(TargetNotFoundError, match="~nobody-here"):
+        resolve_checkpoint("~nobody-here/checkpoint-1")
