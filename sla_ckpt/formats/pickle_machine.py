@@ -1,15 +1,14 @@
 """An interpreter for the few pickle opcodes that tensors, dicts, strings and numbers need.
 
 Nothing is imported, called or constructed but plain containers: a global is an inert name, and
-the few that may be "called" are the cases of :func:`_reduce`. The opcode set is the one of torch's
-weights-only loader, so whatever that refuses is refused here too.
+the few that may be "called" are the cases of :func:`~.pickle_calls.reduce`. The opcode set is the
+one of torch's weights-only loader, so whatever that refuses is refused here too.
 
 Format: the pickle protocol 2 (PEP 307, :mod:`pickletools`) as ``torch.save`` uses it.
 """
 
 from __future__ import annotations
 
-import math
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,26 +16,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from sla_ckpt.errors import FormatError, UnsafePickleError
-from sla_ckpt.formats.dtypes import STORAGE_CLASSES, STORED_AS, item_size
-from sla_ckpt.formats.payload import TensorSpec
+from sla_ckpt.formats.dtypes import STORAGE_CLASSES, STORED_AS
+from sla_ckpt.formats.pickle_calls import kind_of, reduce
 from sla_ckpt.formats.pickle_globals import find_globals
+from sla_ckpt.formats.pickle_values import ALLOWED, GlobalName, StorageRef
 
-_MAX_DIMENSIONS = 64  # torch's own limit
 _INT64 = 1 << 63
-
-_REBUILDS = {
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_parameter_with_state",
-}
-_ALLOWED = (
-    _REBUILDS
-    | {"collections.OrderedDict", "torch.Size", "torch.device", "_codecs.encode"}
-    | {f"torch.{name}" for name in STORAGE_CLASSES}
-    | {"torch.storage.UntypedStorage"}
-    | {f"torch.{name}" for name in STORED_AS}
-)
 
 
 @dataclass(frozen=True)
@@ -50,26 +35,6 @@ class PickleLimits:
 
     objects: int = 200_000
     storages: int = 20_000
-
-
-@dataclass(frozen=True)
-class StorageRef:
-    """A storage the pickle refers to.
-
-    Attributes:
-        key: Names its entry, ``data/<key>``.
-        dtype: torch name of its element type; None for untyped bytes.
-        count: Elements (bytes when untyped).
-    """
-
-    key: str
-    dtype: str | None
-    count: int
-
-
-@dataclass(frozen=True)
-class _Global:
-    name: str
 
 
 @dataclass(frozen=True)
@@ -99,7 +64,7 @@ def interpret(data: bytes, *, name: str, limits: PickleLimits | None = None) -> 
         UnsafePickleError: It asks for a global that is not on the list.
         FormatError: Malformed, over a bound, or beyond what torch's weights-only loader reads.
     """
-    machine = _Machine(data, name, limits or PickleLimits())
+    machine = Machine(data, name, limits or PickleLimits())
     try:
         return machine.run()
     except UnsafePickleError:
@@ -107,7 +72,7 @@ def interpret(data: bytes, *, name: str, limits: PickleLimits | None = None) -> 
     except FormatError:
         # The worst thing in the stream is what the reader must be told.
         for found in find_globals(data):
-            if found not in _ALLOWED:
+            if found not in ALLOWED:
                 raise _unsafe(name, found) from None
         raise
 
@@ -123,7 +88,7 @@ def _unsafe(name: str, global_name: str) -> UnsafePickleError:
     )
 
 
-class _Machine:
+class Machine:
     """The stack, the memo and the bounds; one method per group of opcodes."""
 
     def __init__(self, data: bytes, name: str, limits: PickleLimits) -> None:
@@ -220,7 +185,7 @@ class _Machine:
     def set_items(self, items: Sequence[Any]) -> None:
         target = self.top()
         if type(target) not in (dict, OrderedDict):
-            self.fault(f"items are set on {_kind(target)}")
+            self.fault(f"items are set on {kind_of(target)}")
         if len(items) % 2:
             self.fault("a dict entry lacks its value")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -232,12 +197,12 @@ class _Machine:
             return key
         if type(key) is tuple and len(key) <= 16 and not any(type(part) is tuple for part in key):
             return tuple(self.hashable(part) for part in key)
-        raise self.error(f"a dict key is {_kind(key)}")
+        raise self.error(f"a dict key is {kind_of(key)}")
 
     def append_items(self, items: list[Any]) -> None:
         target = self.top()
         if type(target) is not list:
-            self.fault(f"items are appended to {_kind(target)}")
+            self.fault(f"items are appended to {kind_of(target)}")
         target.extend(items)
 
     def integer(self, value: int) -> None:
@@ -255,18 +220,18 @@ class _Machine:
 
     def find_global(self) -> None:
         full = f"{self.take_line()}.{self.take_line()}"
-        if full not in _ALLOWED:
+        if full not in ALLOWED:
             raise _unsafe(self.name, full)
         # A dtype is a value, not something to call.
-        self.push(full if full.removeprefix("torch.") in STORED_AS else _Global(full))
+        self.push(full if full.removeprefix("torch.") in STORED_AS else GlobalName(full))
 
     def persistent_id(self) -> None:
         value = self.pop()
         if type(value) is not tuple or len(value) != 5 or value[0] != "storage":
             self.fault("a persistent id is not a storage")
         _, storage_class, key, location, count = value
-        if not isinstance(storage_class, _Global) or "Storage" not in storage_class.name:
-            self.fault(f"a storage has class {_kind(storage_class)}")
+        if not isinstance(storage_class, GlobalName) or "Storage" not in storage_class.name:
+            self.fault(f"a storage has class {kind_of(storage_class)}")
         if not isinstance(key, str) or not key.isascii() or not 0 < len(key) <= 64:
             self.fault("a storage's key is not a short string")
         if not isinstance(location, str) or type(count) is not int or not 0 <= count < _INT64:
@@ -282,142 +247,41 @@ class _Machine:
     def reduce(self) -> None:
         arguments = self.pop()
         function = self.pop()
-        if not isinstance(function, _Global):
-            self.fault(f"{_kind(function)} is called")
+        if not isinstance(function, GlobalName):
+            self.fault(f"{kind_of(function)} is called")
         if type(arguments) is not tuple:
-            self.fault(f"{function.name} is called with {_kind(arguments)}")
-        self.push(_reduce(self, function.name, arguments))
+            self.fault(f"{function.name} is called with {kind_of(arguments)}")
+        self.push(reduce(self, function.name, arguments))
 
     def build(self) -> None:
         """``OrderedDict.__setstate__``: a state dict's ``_metadata``. It is dropped, as unused."""
         state = self.pop()
         if type(self.top()) is not OrderedDict or not isinstance(state, dict):
-            self.fault(f"state is set on {_kind(self.top())}")
+            self.fault(f"state is set on {kind_of(self.top())}")
 
 
-def _kind(value: object) -> str:
-    if isinstance(value, _Global):
-        return value.name
-    return f"a {type(value).__name__.removesuffix('Ref').removesuffix('Spec').lower()}"
-
-
-def _reduce(machine: _Machine, function: str, arguments: tuple[Any, ...]) -> object:
-    if function == "torch._utils._rebuild_tensor_v2" and len(arguments) in (6, 7):
-        return _tensor(machine, arguments[:6], None, arguments[6:])
-    if function == "torch._utils._rebuild_tensor_v3" and len(arguments) in (7, 8):
-        return _tensor(machine, arguments[:6], arguments[6], arguments[7:])
-    if function.startswith("torch._utils._rebuild_parameter") and len(arguments) in (3, 4):
-        if not isinstance(arguments[0], TensorSpec) or (len(arguments) == 4 and arguments[3]):
-            machine.fault("a Parameter is not made of a plain tensor")
-        machine.note("tensors saved as nn.Parameter")
-        return arguments[0]
-    if function == "collections.OrderedDict" and not arguments:
-        return OrderedDict()
-    if function == "torch.Size" and len(arguments) == 1:
-        return _sizes(machine, arguments[0])
-    if function == "torch.device" and 1 <= len(arguments) <= 2:
-        return _device(machine, arguments)
-    if function == "_codecs.encode" and len(arguments) == 2:
-        return _encoded(machine, *arguments)
-    raise machine.error(f"{function} is called with arguments it does not take")
-
-
-def _device(machine: _Machine, arguments: tuple[Any, ...]) -> str:
-    kind, *index = arguments
-    if not isinstance(kind, str) or len(kind) > 32 or any(type(part) is not int for part in index):
-        machine.fault("a device is malformed")
-    return ":".join([kind, *map(str, index)])
-
-
-def _encoded(machine: _Machine, text: object, encoding: object) -> bytes:
-    """How protocol 2 writes bytes: a latin-1 string to be encoded."""
-    if not isinstance(text, str) or encoding != "latin1":
-        machine.fault("bytes are malformed")
-    # The same memoised text could be encoded any number of times.
-    machine.encoded += len(text)
-    if machine.encoded > len(machine.data):
-        machine.fault("it makes more bytes than it holds")
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError:
-        machine.fault("bytes are malformed")
-
-
-def _tensor(
-    machine: _Machine, arguments: tuple[Any, ...], dtype: object, metadata: tuple[Any, ...]
-) -> TensorSpec:
-    """``_rebuild_tensor_v2`` (typed storage) and ``_v3`` (untyped storage and a dtype)."""
-    storage, offset, size, stride, requires_grad, hooks = arguments
-    if not isinstance(storage, StorageRef) or type(offset) is not int or offset < 0:
-        machine.fault("a tensor has no storage or a bad offset")
-    shape, strides = _sizes(machine, size), _sizes(machine, stride)
-    if len(shape) != len(strides) or type(requires_grad) is not bool or hooks:
-        machine.fault("a tensor's description is malformed")
-    if any(metadata):
-        # e.g. {"neg": True}: the values mean something else than the bytes say.
-        machine.fault("a tensor carries metadata that changes its meaning")
-    element = _element(machine, storage, dtype)
-    if requires_grad and not element.startswith(("float", "bfloat", "complex")):
-        machine.fault(f"a tensor of {element} requires a gradient")
-    tensor = TensorSpec(element, shape, strides, offset, storage.key)
-    _check_window(machine, tensor, storage)
-    return tensor
-
-
-def _element(machine: _Machine, storage: StorageRef, dtype: object) -> str:
-    if dtype is None and storage.dtype is not None:
-        return storage.dtype
-    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
-    if name not in STORED_AS or storage.dtype is not None:
-        machine.fault("a tensor's dtype is malformed")
-    return name
-
-
-def _check_window(machine: _Machine, tensor: TensorSpec, storage: StorageRef) -> None:
-    """Every element the strides can reach lies inside the storage."""
-    count = storage.count if storage.dtype else storage.count // item_size(tensor.dtype)
-    elements = math.prod(tensor.shape)
-    steps = zip(tensor.shape, tensor.stride, strict=True)
-    last = tensor.offset + sum((length - 1) * step for length, step in steps)
-    if elements and (last >= count or elements >= _INT64):
-        machine.fault(
-            f"a tensor of shape {list(tensor.shape)} reaches element {last:,} of storage "
-            f"{storage.key!r}, which has {count:,}"
-        )
-
-
-def _sizes(machine: _Machine, value: object) -> tuple[int, ...]:
-    if (
-        type(value) is not tuple
-        or len(value) > _MAX_DIMENSIONS
-        or any(type(part) is not int or not 0 <= part < _INT64 for part in value)
-    ):
-        machine.fault("a size or stride is not a tuple of non-negative integers")
-    return value
-
-
-def _unsigned(length: int) -> Callable[[_Machine], int]:
+def _unsigned(length: int) -> Callable[[Machine], int]:
     return lambda machine: int.from_bytes(machine.take(length), "little")
 
 
 _u1, _u2, _u4 = _unsigned(1), _unsigned(2), _unsigned(4)
 
 
-def _binunicode(machine: _Machine) -> None:
+def _binunicode(machine: Machine) -> None:
     machine.push(machine.text(machine.take(_u4(machine))))
 
 
-def _binfloat(machine: _Machine) -> None:
+def _binfloat(machine: Machine) -> None:
     machine.push(struct.unpack(">d", machine.take(8))[0])
 
 
-def _proto(machine: _Machine) -> None:
+def _proto(machine: Machine) -> None:
     machine.protocol = _u1(machine)
     if machine.protocol != 2:
         machine.note(f"pickle protocol {machine.protocol}")
 
 
-def _mark(machine: _Machine) -> None:
+def _mark(machine: Machine) -> None:
     machine.objects += 1
     if machine.objects > machine.limits.objects:
         machine.fault(f"it makes more than {machine.limits.objects:,} objects")
@@ -425,21 +289,21 @@ def _mark(machine: _Machine) -> None:
     machine.stack = []
 
 
-def _tuple_of(count: int) -> Callable[[_Machine], None]:
-    def handler(machine: _Machine) -> None:
+def _tuple_of(count: int) -> Callable[[Machine], None]:
+    def handler(machine: Machine) -> None:
         items = [machine.pop() for _ in range(count)]
         machine.push(tuple(reversed(items)))
 
     return handler
 
 
-def _set_item(machine: _Machine) -> None:
+def _set_item(machine: Machine) -> None:
     value, key = machine.pop(), machine.pop()
     machine.set_items((key, value))
 
 
 _STOP = ord(".")
-_HANDLERS: dict[int, Callable[[_Machine], None]] = {
+_HANDLERS: dict[int, Callable[[Machine], None]] = {
     0x80: _proto,
     ord("("): _mark,
     ord("t"): lambda m: m.push(tuple(m.pop_mark())),

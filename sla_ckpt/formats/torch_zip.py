@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from sla_ckpt.errors import FormatError
 from sla_ckpt.formats.dtypes import STORED_AS, decode, decoded_size, item_size
 from sla_ckpt.formats.payload import StatePayload, StoredTensor, TensorSpec
-from sla_ckpt.formats.pickle_machine import PickleLimits, StorageRef, Unpickled, interpret
+from sla_ckpt.formats.pickle_machine import PickleLimits, Unpickled, interpret
+from sla_ckpt.formats.pickle_values import StorageRef
 from sla_ckpt.formats.reading import Bytes, opened
 from sla_ckpt.formats.sniff import HEAD_BYTES, sniff, wrong_kind
 from sla_ckpt.formats.tree import map_tree
