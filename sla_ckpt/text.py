@@ -7,7 +7,7 @@ import re
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-def one_line(text: str, *, limit: int = 2000) -> str:
+def one_line(text: str, *, limit: int = 1000) -> str:
     """Collapse white space and escape control characters, so that no file can draw on a terminal.
 
     Args:

@@ -38,7 +38,7 @@ def _text_block(report: Report, *, quiet: bool) -> str:
     shown = [f for f in report.findings if not (quiet and f.level == "info")]
     if quiet and report.ok and not shown:
         return ""
-    title = click.style(one_line(report.target), bold=True)
+    title = click.style(one_line(report.target, limit=200), bold=True)
     lines = [f"{title}  ({report.kind})"]
     lines += [f"  note: {one_line(note)}" for note in report.notes]
     if report.problem is not None:

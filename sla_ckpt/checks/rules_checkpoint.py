@@ -246,11 +246,11 @@ def config_without_sla(context: Context) -> Iterator[Fault]:
     config = context.run_config
     if config is None or context.checkpoint.state_path is None:
         return
-    mechanism = config.attention_mechanism or "diffusers"
-    if mechanism.lower() != "sla":
+    mechanism = config.attention_mechanism
+    if mechanism is None or mechanism.lower() != "sla":
+        has = f"has attention_mechanism {mechanism}" if mechanism else "sets no attention_mechanism"
         yield Fault(
-            f"{config.path} has attention_mechanism {mechanism}, not sla: the state would not "
-            "be used",
+            f"{config.path} {has}, not sla: the state would not be used",
             path=config.path,
             help="set attention_mechanism to sla, or name the right configuration",
         )

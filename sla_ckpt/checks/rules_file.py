@@ -23,6 +23,8 @@ def state_missing(context: Context) -> Iterator[Fault]:
     checkpoint = context.checkpoint
     if checkpoint.state_path is not None or context.is_bare_twin or context.source.is_remote:
         return  # SLA401 and SLA404 speak of repositories
+    if _is_directory(context):
+        return  # SLA002 says so
     if checkpoint.twin_path is not None and context.twin is not None:
         yield Fault(
             f"{STATE_FILE} is missing; its twin {checkpoint.twin_path} is there",
@@ -68,8 +70,19 @@ def _without_twin(context: Context) -> Iterator[Fault]:
         )
 
 
+def _is_directory(context: Context) -> bool:
+    return STATE_FILE in getattr(context.source, "directories", ())
+
+
 @rule("SLA002", "error", "state file unreadable")
 def state_unreadable(context: Context) -> Iterator[Fault]:
+    if context.checkpoint.state_path is None and _is_directory(context):
+        yield Fault(
+            f"{STATE_FILE} is a directory, not a file",
+            path=STATE_FILE,
+            help="look into it: an unpacked archive? then "
+            + REGEN.format(target=context.source.label),
+        )
     for fault in (context.payload_fault, context.twin_fault):
         if fault is not None and not isinstance(fault, UnsafePickleError | StructureError):
             yield Fault(

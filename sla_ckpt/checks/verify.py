@@ -134,6 +134,12 @@ def open_target(target: str | Path, *, token: str | None = None) -> tuple[Source
     if isinstance(target, str) and not path.is_symlink():
         from sla_ckpt.hub.repo import looks_like_repo
 
+        if path.parent != Path() and path.parent.is_dir() and "@" not in target:
+            raise TargetNotFoundError(
+                f"no such file or folder: {target}",
+                hint=f"check the path; for the Hub repository write hf://{target}",
+                path=target,
+            )
         if looks_like_repo(target):
             from sla_ckpt.hub.remote import open_remote
 

@@ -112,6 +112,14 @@ def test_sla002_names_what_the_file_really_is(good: Path, content: bytes, words:
     assert report.found == ()
 
 
+def test_sla002_says_that_it_is_a_directory(good: Path) -> None:
+    (good / "sla_attention.pt").unlink()
+    (good / "sla_attention.pt").mkdir()
+    report = verify(good)
+    assert "is a directory" in only(report, "SLA002").message
+    assert "SLA001" not in codes(report)
+
+
 def test_sla002_finds_a_flipped_bit() -> None:
     target = DATA / "states/wrong/bit_flip_in_data/sla_attention.pt"
     assert "CRC" in only(verify(target), "SLA002").message

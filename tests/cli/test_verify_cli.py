@@ -180,10 +180,18 @@ def test_names_that_no_encoding_has_are_printed_safely(tmp_path: Path) -> None:
     assert run("verify", bad).returncode == 0
 
 
+def test_a_missing_folder_beside_a_real_one_is_not_asked_of_the_hub(good: Path) -> None:
+    result = run("verify", "checkpoint-500/missing", cwd=good.parent)
+    assert result.returncode == 2
+    assert "no such file or folder" in result.stdout
+    assert "hf://" in result.stdout
+
+
 def test_a_very_long_path_is_one_line(tmp_path: Path) -> None:
     result = run("verify", tmp_path / ("x" * 5000))
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+    assert len(result.stdout + result.stderr) < 3000
 
 
 def test_control_characters_in_a_key_do_not_reach_the_terminal(tmp_path: Path) -> None:
