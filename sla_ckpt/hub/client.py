@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sla_ckpt._version import __version__
 from sla_ckpt.errors import UsageError
-from sla_ckpt.hub.failures import hub_errors, is_transient
+from sla_ckpt.hub.failures import hub_errors, is_transient, retry_after
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -28,6 +29,7 @@ DEFAULT_TIMEOUT = 120.0
 ATTEMPTS = 4
 FIRST_DELAY = 1.0
 MAX_DELAY = 30.0
+_SESSION_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -83,27 +85,26 @@ class HubClient:
     def retry(self, call: Callable[[], T]) -> T:
         """Run a request that is safe to repeat, again while the failure is transient.
 
-        Waits 1, 2, 4 seconds, or what Retry-After asks for up to half a minute.
+        Waits 1, 2, 4 seconds, or what Retry-After asks for; gives up at once when that is over
+        half a minute.
         """
         for attempt in range(ATTEMPTS):
             try:
                 return call()
             except Exception as error:
-                if attempt + 1 == ATTEMPTS or not is_transient(error):
+                if not wait_for_retry(error, attempt):
                     raise
-                time.sleep(retry_delay(error, attempt))
         raise AssertionError("unreachable")
 
 
-def retry_delay(error: BaseException, attempt: int) -> float:
-    """Seconds to wait before the next attempt: what the Hub asks for, else 1, 2, 4, …"""
-    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
-    try:
-        asked = float(headers.get("Retry-After", ""))
-    except ValueError:
-        asked = 0.0
+def wait_for_retry(error: BaseException, attempt: int) -> bool:
+    """Wait before the next attempt; False, without waiting, when there should be none."""
+    asked = retry_after(error) or 0.0
+    if attempt + 1 >= ATTEMPTS or not is_transient(error) or asked > MAX_DELAY:
+        return False
     base = float(os.environ.get("SLA_CKPT_RETRY_DELAY", FIRST_DELAY))
-    return min(MAX_DELAY, max(asked, base * 2.0**attempt))
+    time.sleep(min(MAX_DELAY, max(asked, base * 2.0**attempt)))
+    return True
 
 
 def connect(token: str | None = None) -> HubClient:
@@ -134,11 +135,32 @@ def _set_timeout() -> None:
     text = os.environ.get("SLA_CKPT_HTTP_TIMEOUT", str(DEFAULT_TIMEOUT))
     try:
         timeout = float(text)
+        if not 0 < timeout < float("inf"):
+            raise ValueError(text)
     except ValueError as error:
-        raise UsageError(f"SLA_CKPT_HTTP_TIMEOUT is {text!r}, not a number of seconds") from error
-    session = get_session()
-    kind, hooks = type(session), session.event_hooks
-    set_client_factory(lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=timeout))
+        raise UsageError(
+            f"SLA_CKPT_HTTP_TIMEOUT is {text!r}, not a number of seconds",
+            hint=f"unset it for the default of {DEFAULT_TIMEOUT:g} seconds",
+        ) from error
+    with _SESSION_LOCK:
+        session: Any = get_session()
+        if getattr(session, "sla_ckpt_timeout", None) == timeout:
+            return  # a new factory would close the session under requests of other threads
+        hooks, kind = session.event_hooks, getattr(session, "sla_ckpt_base", type(session))
+
+        def build_request(self: Any, *args: Any, **options: Any) -> Any:
+            # Some of the client's calls pass timeout=None on, which means: wait for ever.
+            if options.get("timeout", timeout) is None:
+                options["timeout"] = timeout
+            return kind.build_request(self, *args, **options)
+
+        extra = {
+            "build_request": build_request,
+            "sla_ckpt_timeout": timeout,
+            "sla_ckpt_base": kind,
+        }
+        timed = type("TimedClient", (kind,), extra)
+        set_client_factory(lambda: timed(event_hooks=hooks, follow_redirects=True, timeout=timeout))
 
 
 def _quieten() -> None:
@@ -149,7 +171,7 @@ def _quieten() -> None:
         logging,
     )
 
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if not sys.stderr.isatty() and not are_progress_bars_disabled():
         with warnings.catch_warnings():
             # It warns where HF_HUB_DISABLE_PROGRESS_BARS=0 forces them on.

@@ -80,7 +80,8 @@ def translate(
     if "RepositoryNotFoundError" in names or status in (401, 404):
         return _no_access(status, action, where, has_token=has_token, names=names)
     if status is not None:
-        return _by_status(status, text, action, where, has_token=has_token)
+        after = retry_after(error)
+        return _by_status(status, text, action, where, has_token=has_token, after=after)
     if names & _NETWORK or any(isinstance(item, ConnectionError | TimeoutError) for item in chain):
         timeout = any("Timeout" in name for name in names)
         what = "did not answer in time" if timeout else "cannot be reached"
@@ -95,6 +96,11 @@ def translate(
             f"cannot {action} {where}: {_first_line(text)}",
             hint="run the command again; if it stays, set HF_HUB_DISABLE_XET=1",
         )
+    if isinstance(error, ValueError) and "LFS batch" in text:
+        said = next((found[1] for found in re.finditer(r"`([^`\n]+)", text)), _first_line(text))
+        if re.search(r"limit|too large", said):
+            return _too_large(action, where, said)
+        return HubError(f"cannot {action} {where}: {said}", hint="run the command again")
     return None
 
 
@@ -170,7 +176,33 @@ def _no_access(
     )
 
 
-def _by_status(status: int, text: str, action: str, where: str, *, has_token: bool) -> HubError:
+def retry_after(error: BaseException) -> float | None:
+    """Seconds that the Hub asks to wait (Retry-After), if it does."""
+    for item in _chain(error):
+        headers = getattr(getattr(item, "response", None), "headers", None) or {}
+        try:
+            return max(0.0, float(headers.get("Retry-After", "")))
+        except ValueError:
+            continue
+    return None
+
+
+def _too_large(action: str, where: str, said: str) -> HubError:
+    return HubError(
+        f"cannot {action} {where}: a file is over the Hub's limit ({said})",
+        hint="save the weights in smaller shards (max_shard_size of save_pretrained)",
+    )
+
+
+def _by_status(
+    status: int,
+    text: str,
+    action: str,
+    where: str,
+    *,
+    has_token: bool,
+    after: float | None = None,
+) -> HubError:
     said = _first_line(text)
     if status == 402 or "quota" in text.lower() or "storage limit" in text.lower():
         return HubError(
@@ -194,14 +226,14 @@ def _by_status(status: int, text: str, action: str, where: str, *, has_token: bo
             hint="run the command again; it plans anew from the new head",
         )
     if status == 413 or "too large" in text.lower():
-        return HubError(
-            f"cannot {action} {where}: a file is over the Hub's limit ({said})",
-            hint="save the weights in smaller shards (max_shard_size of save_pretrained)",
-        )
+        return _too_large(action, where, said)
     if status == 429:
+        wait = "some minutes"
+        if after is not None:
+            wait = f"{after:.0f} seconds" if after < 120 else f"{after / 60:.0f} minutes"
         return HubError(
             f"cannot {action} {where}: the Hub's rate limit is reached",
-            hint="wait some minutes and run the command again",
+            hint=f"run the command again in {wait}",
         )
     if status >= 500:
         return HubError(

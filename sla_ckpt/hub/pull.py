@@ -131,7 +131,12 @@ def pull(
     source = root.subsource(ref.subfolder) if ref.subfolder else root
     files = source.files()
     if not files:
-        raise TargetNotFoundError(f"{ref.repo_id} has no folder {ref.subfolder}")
+        raise TargetNotFoundError(
+            f"{ref.repo_id} has no folder {ref.subfolder}"
+            if ref.subfolder
+            else f"{ref.repo_id} is empty",
+            hint="check the path in the repository" if ref.subfolder else "push to it first",
+        )
     target = expand(directory) if directory is not None else Path(_default_name(ref))
     chosen, left_out = _choose(source, options)
     _check_names(chosen, ref)

@@ -5,7 +5,6 @@ Verify, plan, upload, one commit on the parent that was planned against, read ba
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from sla_ckpt.checks.report import Finding, Report
 from sla_ckpt.checks.verify import verify_source
 from sla_ckpt.errors import HubError, UsageError
 from sla_ckpt.hub.card import choose_text
-from sla_ckpt.hub.client import ATTEMPTS, HubClient, connect, retry_delay
+from sla_ckpt.hub.client import ATTEMPTS, HubClient, connect, wait_for_retry
 from sla_ckpt.hub.failures import is_transient, status_of
 from sla_ckpt.hub.files import matches
 from sla_ckpt.hub.plan import LocalFile, PushContent, PushPlan, collect, make_plan, same_content
@@ -341,15 +340,16 @@ def _try_commit(
         except Exception as error:
             if status_of(error) == 412:
                 return None if options.create_pr else _landed(client, plan)
-            if not is_transient(error) or attempt + 1 == ATTEMPTS:
-                with client.errors("commit to", repo_id):
-                    raise
-            time.sleep(retry_delay(error, attempt))
+            again = wait_for_retry(error, attempt)
             # The answer may have been lost after the commit landed.
-            landed = (_landed_request if options.create_pr else _landed)(client, plan)
+            looked = _landed_request if options.create_pr else _landed
+            landed = looked(client, plan) if is_transient(error) else None
             if landed is not None:
                 note("the commit had landed, only its answer was lost")
                 return landed
+            if not again:
+                with client.errors("commit to", repo_id):
+                    raise
     raise AssertionError("unreachable")
 
 
