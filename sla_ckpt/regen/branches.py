@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from sla_ckpt.attention.inject import without_sla
 from sla_ckpt.attention.module import SparseLinearAttention
-from sla_ckpt.attention.reference import DENOMINATOR_EPS, feature
 from sla_ckpt.errors import RegenError
 from sla_ckpt.regen.statistics import Branches
 from sla_ckpt.state import PairKey, SLASettings
@@ -17,8 +16,7 @@ from sla_ckpt.state import PairKey, SLASettings
 def make_branches(settings: SLASettings, variant: str, kernel: str) -> Branches:
     """(pair, q, k, v) -> (o_dense, o_s, o_l) for :class:`~sla_ckpt.regen.statistics.Collector`.
 
-    The sparse branch is what the kernel in use computes with a zero projection, so that what is
-    calibrated is what will run.
+    The branches come from the kernel in use, so that what is calibrated is what will run.
     """
     modules: dict[tuple[PairKey, torch.device], SparseLinearAttention] = {}
 
@@ -32,20 +30,9 @@ def make_branches(settings: SLASettings, variant: str, kernel: str) -> Branches:
         module = modules[place]
         with without_sla():
             dense = F.scaled_dot_product_attention(q, k, v)
-        if variant != "main":
-            return dense, *module.branches(q, k, v)
-        return dense, module(q, k, v), linear_branch(q, k, v, settings.feature_map)
+        return dense, *module.branches(q, k, v)
 
     return branches
-
-
-def linear_branch(q: Tensor, k: Tensor, v: Tensor, feature_map: str) -> Tensor:
-    """o_l over all keys in float32, [B, H, L, D]; linear in L."""
-    phi_q, phi_k = feature(q.float(), feature_map), feature(k.float(), feature_map)
-    with torch.autocast(q.device.type, enabled=False):
-        numerator = phi_q @ (phi_k.transpose(-1, -2) @ v.float())
-        denominator = phi_q @ phi_k.sum(-2).unsqueeze(-1)
-    return numerator / (DENOMINATOR_EPS + denominator)
 
 
 def require_blocks(settings: SLASettings, length: int) -> None:

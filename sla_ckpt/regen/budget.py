@@ -17,7 +17,7 @@ from sla_ckpt.regen.families.base import Sample
 #: Work per loss evaluation, per training and per judged candidate, in parameters × tokens. A
 #: forward pass costs about twice as many floating-point operations.
 _PER_EVALUATION = 3.5e14
-_PER_TRAINING = 2.0e15
+_PER_TRAINING = 1.5e15
 _PER_CANDIDATE = 1.2e14
 _PER_BATCH = 1.5e13
 #: A processor is slower than an accelerator by about this.
@@ -27,7 +27,7 @@ _MAX_TRAIN_DRAWS = 64
 _MAX_JUDGE_DRAWS = 128
 _MAX_BATCH = 32
 MAX_EVALUATIONS = 20
-_MIN_EVALUATIONS = 6
+_MIN_EVALUATIONS = 5
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,6 @@ from sla_ckpt.state import PairKey, SLASettings, SLAState
 Method = Literal["auto", "calibrate", "train"]
 OptimizerName = Literal["lbfgs", "adamw"]
 
-#: Damping of the training metric, as a share of the mean eigenvalue of E[x xᵀ].
-METRIC_RIDGE = 1e-3
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -56,6 +53,9 @@ class Plan:
         optimizer: Of the training.
         steps: Training steps.
         lr: AdamW's.
+        metric_ridge: Damping of the metric that L-BFGS trains in, as a share of the mean
+            eigenvalue of E[x xᵀ]. Less of it converges in fewer evaluations and fits the noise of
+            few samples sooner; benchmarks/recovery.py compares.
     """
 
     settings: SLASettings = field(default_factory=SLASettings)
@@ -66,6 +66,7 @@ class Plan:
     optimizer: OptimizerName = "lbfgs"
     steps: int = 1
     lr: float = 1e-2
+    metric_ridge: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +217,7 @@ class _Restoration:
                 self._train_lbfgs(first, moments, start)
 
     def _train_lbfgs(self, first: Workload, moments: LayerMoments, start: Candidate) -> None:
-        coordinates = Coordinates.of(moments, METRIC_RIDGE)
+        coordinates = Coordinates.of(moments, self.plan.metric_ridge)
         current = start.projections
         for step in range(self.plan.steps):
             workload = first if step == 0 else self.work.train(step)

@@ -1,0 +1,404 @@
+"""How much of a lost SLA state does regeneration give back?
+
+Trains small diffusion transformers on procedural images in two regimes, loses their SLA state,
+and regenerates it through the code that ``sla-ckpt regen`` runs between loading and writing:
+
+- ``adapted``: trained under SLA from the start; the model is broken without its state.
+- ``light``: trained with dense attention, then briefly under SLA; little is at stake.
+
+"Recovered" is the share of the validation loss that losing the state cost, on fresh images; 100 %
+is the lost state itself. Beside it the peer: one plain AdamW step on the same samples.
+
+    python benchmarks/recovery.py --device cuda --out benchmarks/results/recovery-h100.json
+    python benchmarks/recovery.py --device cpu --smoke
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.toy_dit import CHANNELS, ToyAdapter, ToyConfig, ToyDiT, images
+from sla_ckpt.attention.inject import use_sla
+from sla_ckpt.regen import projections as proj
+from sla_ckpt.regen.budget import parameters_of, plan_budget
+from sla_ckpt.regen.distributed import Group
+from sla_ckpt.regen.families.base import Batch, Sample
+from sla_ckpt.regen.restore import Plan, restore
+from sla_ckpt.regen.train import Runner
+from sla_ckpt.regen.workload import make_workload, sampled_work, split_samples
+from sla_ckpt.state import PairKey, SLASettings, SLAState
+
+ADAPTER = ToyAdapter()
+CONFIG = {"_class_name": "ToyDiT", "in_channels": CHANNELS}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One toy to train and to lose the state of."""
+
+    regime: str
+    head_dim: int
+    topk: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.regime}-d{self.head_dim}-k{self.topk}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is."""
+
+    width: int
+    layers: int
+    side: int
+    batch: int
+    steps: int
+    dense_steps: int
+    brief_steps: int
+    validation: int
+
+
+FULL = Scale(384, 6, 64, 24, 1500, 1200, 300, 256)
+SMOKE = Scale(128, 1, 64, 2, 6, 4, 3, 4)
+#: Every value of each factor meets every value of the others at least once.
+FACTORS = ((64, 0.07, 0), (64, 0.2, 1), (128, 0.2, 0), (128, 0.07, 1))
+
+
+def cases() -> list[Case]:
+    return [Case(regime, *factors) for regime in ("adapted", "light") for factors in FACTORS]
+
+
+def model_of(case: Case, scale: Scale) -> ToyDiT:
+    heads = scale.width // case.head_dim
+    return ToyDiT(ToyConfig(case.head_dim, heads, scale.layers, scale.side))
+
+
+def fit(
+    model: ToyDiT, steps: int, scale: Scale, device: str, *, sla: SLASettings | None, seed: int
+) -> SLAState | None:
+    """Train all parameters, under SLA with its projection if ``sla`` is given."""
+    generator = torch.Generator(device).manual_seed(seed)
+    noise_levels = torch.Generator().manual_seed(seed)
+    pool = images(min(4096, 32 * scale.batch * 4), scale.side, generator, device)
+    parameters = list(model.parameters())
+    context: Any = contextlib.nullcontext()
+    if sla is not None:
+        context = use_sla(SLAState({}, sla), trainable=True, missing="zero")
+    with context as session:
+        if session is not None:
+            session.materialise([PairKey(model.config.head_dim, "bf16")])
+            for module in session.modules.values():
+                module.to(device)
+            parameters += list(session.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+
+        def rate(step: int) -> float:
+            return min(1.0, (step + 1) / 100) * (
+                0.05 + 0.475 * (1 + math.cos(math.pi * step / steps))
+            )
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        for _ in range(steps):
+            picks = torch.randint(len(pool), (scale.batch,), generator=generator, device=device)
+            batch = Batch(pool[picks], {})
+            t = ADAPTER.sample_timesteps(CONFIG, batch, noise_levels).to(device)
+            noise = torch.randn(batch.latents.shape, generator=generator, device=device)
+            noisy, target = ADAPTER.add_noise(batch.latents, noise, t)
+            with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+                prediction = model(noisy, t)
+            loss = (prediction.float() - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+        return session.to_state() if session is not None else None
+
+
+def train_case(case: Case, scale: Scale, device: str, folder: Path) -> None:
+    """Train one toy and store it."""
+    torch.manual_seed(case.seed)
+    settings = SLASettings(topk=case.topk)
+    model = model_of(case, scale).to(device)
+    started = time.perf_counter()
+    if case.regime == "adapted":
+        state = fit(model, scale.steps, scale, device, sla=settings, seed=case.seed)
+    else:
+        fit(model, scale.dense_steps, scale, device, sla=None, seed=case.seed)
+        state = fit(model, scale.brief_steps, scale, device, sla=settings, seed=case.seed + 100)
+    assert state is not None
+    tensors = {f"p{key}": value for key, value in proj.from_tensors(state.pairs).items()}
+    saved = {"model": model.state_dict(), **tensors, "seconds": time.perf_counter() - started}
+    torch.save(saved, folder / f"{case.name}.pt")
+
+
+def load_case(
+    case: Case, scale: Scale, device: str, folder: Path
+) -> tuple[ToyDiT, proj.Projections, float]:
+    saved = torch.load(folder / f"{case.name}.pt", map_location=device, weights_only=True)
+    model = model_of(case, scale).to(device)
+    model.load_state_dict(saved["model"])
+    if device == "cuda":
+        model.bfloat16()
+    model.requires_grad_(False).eval()
+    key = PairKey(case.head_dim, "bf16")
+    return model, {key: saved[f"p{key}"].cpu()}, saved["seconds"]
+
+
+def real_samples(count: int, scale: Scale, seed: int) -> list[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    return [Sample(picture, {}, "procedural") for picture in images(count, scale.side, generator)]
+
+
+def synthetic_samples(count: int, scale: Scale, seed: int) -> list[Sample]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        ADAPTER.synthetic_sample(CONFIG, height=scale.side, width=scale.side, generator=generator)
+        for _ in range(count)
+    ]
+
+
+class Subject:
+    """A trained toy whose state is lost."""
+
+    def __init__(self, case: Case, scale: Scale, device: str, folder: Path) -> None:
+        self.case, self.scale = case, scale
+        self.device = torch.device(device)
+        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.settings = SLASettings(topk=case.topk)
+        self.model, self.truth, self.train_seconds = load_case(case, scale, device, folder)
+        self.zero = proj.zeros(tuple(self.truth))
+        fresh = real_samples(scale.validation, scale, 10_000 + case.seed)
+        self.validation = make_workload(ADAPTER, CONFIG, fresh, repeats=1, batch_size=32, seed=77)
+        self.true_loss, self.lost_loss = self.loss(self.truth), self.loss(self.zero)
+
+    def loss(self, projections: proj.Projections) -> float:
+        with use_sla(SLAState({}, self.settings), missing="zero") as session:
+            session.materialise(list(projections))
+            runner = Runner(self.model, session, self.device, self.dtype, Group())
+            return float(runner.losses(self.validation, projections, lambda: None).mean())
+
+    def recovered(self, projections: proj.Projections) -> float:
+        return 100 * (self.lost_loss - self.loss(projections)) / (self.lost_loss - self.true_loss)
+
+    def regenerate(self, samples: list[Sample], **options: Any) -> dict[str, Any]:
+        """What ``sla-ckpt regen`` does with these samples."""
+        metric = {k: options.pop(k) for k in ("metric_ridge",) if k in options}
+        train, held_out = split_samples(samples)
+        budget = plan_budget(
+            parameters_of(self.model),
+            self.model.config.tokens,
+            train=len(train),
+            judged=len(held_out or train),
+            device_type=self.device.type,
+        ).with_overrides(
+            draws=options.pop("draws", None), evaluations=options.pop("evaluations", None)
+        )
+        work = sampled_work(ADAPTER, CONFIG, samples, budget, self.case.seed)
+        plan = Plan(settings=self.settings, dtype=self.dtype, **metric, **options)
+        self._synchronise()
+        started = time.perf_counter()
+        found = restore(self.model, work, plan, budget, device=self.device)
+        self._synchronise()
+        seconds = time.perf_counter() - started
+        verdict = found.verdict
+        return {
+            "recovered": self.recovered(verdict.best.projections),
+            "written": verdict.improved,
+            "method": verdict.best.name,
+            "seconds": seconds,
+            "stages": dict(found.seconds),
+            "candidates": {
+                c.name: {"held_out": c.loss, "recovered": self.recovered(c.projections)}
+                for c in verdict.candidates
+            },
+            "train_losses": {name: list(values) for name, values in found.train_losses.items()},
+        }
+
+    def peer(self, samples: list[Sample], lr: float) -> float:
+        """One plain AdamW step from zero."""
+        workload = make_workload(ADAPTER, CONFIG, samples, repeats=1, batch_size=32, seed=5)
+        with use_sla(SLAState({}, self.settings), trainable=True, missing="zero") as session:
+            session.materialise(list(self.zero))
+            runner = Runner(self.model, session, self.device, self.dtype, Group())
+            runner.losses(workload, self.zero, lambda: None)
+            parameters = {key: value.clone().requires_grad_() for key, value in self.zero.items()}
+            _, gradients = runner.loss_and_gradients(workload, self.zero, lambda: None)
+            optimizer = torch.optim.AdamW(parameters.values(), lr=lr)
+            for key, parameter in parameters.items():
+                parameter.grad = gradients[key]
+            optimizer.step()
+        return self.recovered({key: value.detach() for key, value in parameters.items()})
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def measure(subject: Subject, *, ablate: bool) -> dict[str, Any]:
+    scale, seed = subject.scale, subject.case.seed
+    eight = real_samples(8, scale, 20_000 + seed)
+    synthetic = synthetic_samples(8, scale, 30_000 + seed)
+    result: dict[str, Any] = {
+        **asdict(subject.case),
+        "train_seconds": subject.train_seconds,
+        "true_loss": subject.true_loss,
+        "lost_loss": subject.lost_loss,
+        "regen_8_real": subject.regenerate(eight),
+        "regen_1_real": subject.regenerate(eight[:1]),
+        "regen_8_synthetic": subject.regenerate(synthetic),
+        "peer_adamw_1_step_8_real": {str(lr): subject.peer(eight, lr) for lr in (1e-4, 1e-3, 1e-2)},
+    }
+    if ablate:
+        variants: dict[str, dict[str, Any]] = {
+            f"metric_ridge {value}": {"metric_ridge": value} for value in (1e-3, 1e-1, 10.0)
+        }
+        variants["calibrate only"] = {"method": "calibrate"}
+        variants["adamw 30 steps"] = {"optimizer": "adamw", "steps": 30, "lr": 1e-2}
+        variants["10 evaluations"] = {"evaluations": 10}
+        variants["2 steps"] = {"steps": 2}
+        result["ablations_8_real"] = {
+            name: subject.regenerate(eight, **options) for name, options in variants.items()
+        }
+        result["regen_32_real"] = subject.regenerate(real_samples(32, scale, 40_000 + seed))
+    return result
+
+
+def train_all(
+    scale: Scale,
+    device: str,
+    folder: Path,
+    *,
+    smoke: bool,
+    jobs: int,
+    cards: int,
+    chosen: list[Case],
+) -> None:
+    """Train every case, several at a time: the toys are too small to fill a card."""
+    waiting = list(chosen)
+    running: list[subprocess.Popen[bytes]] = []
+    while waiting or running:
+        while waiting and len(running) < jobs * cards:
+            command = [sys.executable, __file__, "--device", device, "--case", waiting.pop(0).name]
+            command += ["--folder", str(folder), *(["--smoke"] if smoke else [])]
+            visible = {"CUDA_VISIBLE_DEVICES": str(len(waiting) % cards)} if cards > 1 else {}
+            running.append(subprocess.Popen(command, env={**os.environ, **visible}))
+        for process in list(running):
+            if process.poll() is not None:
+                running.remove(process)
+                if process.returncode:
+                    raise SystemExit(f"training failed: {process.args}")
+        time.sleep(0.1)
+
+
+def show(item: dict[str, Any]) -> None:
+    eight, one, made = (item[f"regen_{k}"] for k in ("8_real", "1_real", "8_synthetic"))
+    peers = item["peer_adamw_1_step_8_real"]
+    print(
+        f"{item['regime']:8} D{item['head_dim']:<4} topk {item['topk']:<5} seed {item['seed']} "
+        f"| {item['true_loss']:.5f} -> {item['lost_loss']:.5f} "
+        f"| 8 real {eight['recovered']:7.1f} % {eight['seconds']:5.2f} s ({eight['method']}) "
+        f"| 1 real {one['recovered']:7.1f} % {one['seconds']:5.2f} s ({one['method']}) "
+        f"| synthetic {made['recovered']:7.1f} % {'' if made['written'] else 'not '}written "
+        f"| AdamW step {', '.join(f'{lr}: {value:.1f} %' for lr, value in peers.items())}",
+        flush=True,
+    )
+    for name, values in item.get("ablations_8_real", {}).items():
+        print(f"    {name:20} {values['recovered']:7.1f} % {values['seconds']:5.2f} s", flush=True)
+    if "regen_32_real" in item:
+        print(f"    32 real samples      {item['regen_32_real']['recovered']:7.1f} %", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--jobs", type=int, default=4, help="toys trained at a time, per card")
+    parser.add_argument("--cards", type=int, default=1, help="cards to train on")
+    parser.add_argument("--only", type=int, default=len(cases()), help="the first cases only")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    scale = SMOKE if arguments.smoke else FULL
+    torch.set_num_threads(1)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the command sets it
+    torch.backends.cuda.matmul.allow_tf32 = True
+    if arguments.case:
+        case = next(case for case in cases() if case.name == arguments.case)
+        train_case(case, scale, arguments.device, arguments.folder)
+        return
+    chosen = cases()[: arguments.only]
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train_all(
+            scale,
+            arguments.device,
+            folder,
+            smoke=arguments.smoke,
+            jobs=arguments.jobs,
+            cards=arguments.cards,
+            chosen=chosen,
+        )
+        trained = time.perf_counter() - started
+        print(f"trained {len(chosen)} toys in {trained:.0f} s", flush=True)
+        warm = Subject(cases()[0], scale, arguments.device, folder)
+        warm.regenerate(real_samples(1, scale, 1), evaluations=2)  # compiles the kernels
+        results = []
+        for case in chosen:
+            subject = Subject(case, scale, arguments.device, folder)
+            results.append(measure(subject, ablate=case.seed == 0))
+            show(results[-1])
+            if arguments.out:
+                write(arguments, scale, results, trained, time.perf_counter() - started)
+    print(f"total {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def write(
+    arguments: argparse.Namespace,
+    scale: Scale,
+    results: list[dict[str, Any]],
+    trained: float,
+    seconds: float,
+) -> None:
+    card = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor()
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    with contextlib.suppress(ImportError):
+        import triton
+
+        versions["triton"] = triton.__version__
+    document = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": card,
+        "versions": versions,
+        "scale": asdict(scale),
+        "train_seconds": trained,
+        "total_seconds": seconds,
+        "results": results,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
