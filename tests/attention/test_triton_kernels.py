@@ -135,6 +135,7 @@ def test_agrees_with_reference(case: Case, dtype: torch.dtype, device: torch.dev
         Case(1, 1, 500, 16, keys=900, blkq=128, topk=0.2),
         Case(2, 1, 640, 8, keys=640, blkk=128, topk=0.5),
         Case(1, 1, 64, 16, keys=2000, topk=0.1),
+        Case(1, 1, 200, 16, keys=64 * 150, topk=0.1),
     ],
     ids=str,
 )
@@ -171,15 +172,15 @@ def test_query_lists_are_the_transposed_map(device: torch.device) -> None:
 @pytest.mark.parametrize(
     "tuning",
     [
-        Tuning(Launch(64, 128, 4, 2), Launch(64, 128, 4, 1), Launch(64, 128, 4, 1)),
         Tuning(Launch(64, 32, 4, 2), Launch(64, 32, 4, 2), Launch(32, 32, 4, 2)),
+        Tuning(Launch(128, 64, 8, 2), Launch(128, 64, 8, 2), Launch(64, 128, 8, 1)),
     ],
-    ids=["gathered", "split"],
+    ids=["smaller", "whole"],
 )
 def test_tiles_may_differ_from_blocks(
     tuning: Tuning, dtype: torch.dtype, device: torch.device
 ) -> None:
-    case = Case(1, 1, 330, 64, topk=0.6)
+    case = Case(1, 1, 330, 64, blkq=128, topk=0.6)
     inputs = case.inputs(dtype, device)
     got = run_triton(case, inputs, tuning=tuning)
     assert_agree(got, run_reference(case, inputs), TOLERANCE[dtype])

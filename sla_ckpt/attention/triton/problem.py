@@ -63,10 +63,6 @@ class Problem:
         """Softmax scale for scores in base 2."""
         return self.softmax_scale * math.log2(math.e)
 
-    def even_keys(self, tile_in: int) -> bool:
-        """Whether every inner tile of the kept list is full, so that no load needs a mask."""
-        return self.keys % self.blkk == 0 and (self.kept * self.blkk) % tile_in == 0
-
 
 def problem_for(q: Tensor, k: Tensor, settings: SLASettings, tuning: Tuning | None) -> Problem:
     """The problem that these queries and keys pose."""

@@ -16,7 +16,7 @@ class Launch:
 
     Attributes:
         tile: Rows a program owns; divides its block.
-        tile_in: Rows per step of its walk; divides the other block, or is a multiple of it.
+        tile_in: Rows per step of its walk; divides the other side's block.
         warps: Warps per program.
         stages: Depth of the software pipeline.
     """
