@@ -34,7 +34,7 @@ def complement_linear(
         mask: int8 ``[B * H, key blocks, query blocks]``, 1 where a block is kept.
         settings: SLA's settings.
     """
-    output: Tensor = _Complement.apply(q, k, v, mask, settings)
+    output: Tensor = _Complement.apply(q, k, v, mask, settings)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -45,10 +45,10 @@ class _Complement(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(q, k, v, mask)
         ctx.settings = settings
-        planes = [x.flatten(0, 1) for x in (q, k, v)]
+        planes = (q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         out = torch.empty(planes[0].shape, dtype=torch.float32, device=q.device)
         for chunk in _chunks(mask, q.shape[-1]):
-            out[chunk] = _unselected(*(x[chunk] for x in planes), mask[chunk], settings)
+            out[chunk] = _unselected([x[chunk] for x in planes], mask[chunk], settings)
         return out.view(q.shape)
 
     @staticmethod
@@ -61,7 +61,7 @@ class _Complement(torch.autograd.Function):
         for chunk in _chunks(mask, q.shape[-1]):
             parts = [x[chunk].detach().requires_grad_() for x in planes]
             with torch.enable_grad(), torch.autocast(q.device.type, enabled=False):
-                out = _unselected(*parts, mask[chunk], ctx.settings)
+                out = _unselected(parts, mask[chunk], ctx.settings)
             for grad, part in zip(grads, torch.autograd.grad(out, parts, g[chunk]), strict=True):
                 grad[chunk] = part
         return (*(grad.view(x.shape) for grad, x in zip(grads, (q, k, v), strict=True)), None, None)
@@ -74,7 +74,8 @@ def _chunks(mask: Tensor, dim: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _unselected(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, settings: SLASettings) -> Tensor:
+def _unselected(qkv: list[Tensor], mask: Tensor, settings: SLASettings) -> Tensor:
+    q, k, v = qkv
     planes, length, dim = q.shape
     phi_q = _blocks(feature(q.float(), settings.feature_map), settings.blkq)
     phi_k = _blocks(feature(k.float(), settings.feature_map), settings.blkk)

@@ -129,8 +129,9 @@ def _run(
         )
     inputs = [x for x in (q, k, v, weight, bias) if x is not None]
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        output: Tensor = _Attention.apply(q, k, v, weight, bias, problem, blocks)
-        return output
+        return _Attention.apply(  # type: ignore[no-untyped-call,no-any-return]
+            q, k, v, weight, bias, problem, blocks
+        )
     return _forward(problem, q, k, v, weight, bias, blocks, save=False)[0].o
 
 
