@@ -7,30 +7,40 @@ the next one goes on where it stopped.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sla_ckpt.checkpoint.layout import GUARD_FILE, CheckpointKind, discover
 from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.context import VerifyOptions
 from sla_ckpt.checks.report import Report
 from sla_ckpt.checks.verify import verify_source
-from sla_ckpt.errors import HubError, TargetNotFoundError, UsageError, WriteError
-from sla_ckpt.fsio import directory_lock, fsync_directory
+from sla_ckpt.errors import FormatError, HubError, TargetNotFoundError, UsageError, WriteError
+from sla_ckpt.formats.twin import read_twin, write_state
+from sla_ckpt.fsio import backup, directory_lock, fsync_directory
 from sla_ckpt.hub.client import HubClient, connect
+from sla_ckpt.hub.download import fetch
 from sla_ckpt.hub.files import Role, case_collisions, choose, role_of
 from sla_ckpt.hub.hashes import HashCache
 from sla_ckpt.hub.plan import same_content
-from sla_ckpt.hub.remote import HubSource, RemoteFile, open_at
+from sla_ckpt.hub.remote import HubSource, open_at
 from sla_ckpt.hub.repo import RepoRef, parse_repo
+from sla_ckpt.hub.rules import model_folders
 from sla_ckpt.paths import expand
+from sla_ckpt.state import STATE_FILE, TWIN_FILE
 from sla_ckpt.text import count, join_some
 
 STAGING = ".sla_ckpt_pull"
 PARALLEL = 4
+#: Bytes; every common file system's limit.
+MAX_NAME = 255
 #: Left free beside what arrives: the temporary files of the download itself are in the sum.
 SPARE_BYTES = 64 * 1024 * 1024
 
@@ -112,7 +122,8 @@ def pull(
     Args:
         repo: ``org/model[@revision][/folder]`` in any form people paste.
         directory: Target folder; ``./model`` (the repository's name) by default. Files of a folder
-            in the repository are put at the target's root.
+            in the repository are put at the target's root, with the state from the nearest folder
+            above if it has none itself.
         options: What to fetch.
         note: Called with one line per stage.
 
@@ -138,10 +149,16 @@ def pull(
             hint="check the path in the repository" if ref.subfolder else "push to it first",
         )
     target = expand(directory) if directory is not None else Path(_default_name(ref))
+    _check_names(files, ref)
+    beside = _state_beside(root, source)
+    if not beside and not {STATE_FILE, TWIN_FILE} & {path.rpartition("/")[2] for path in files}:
+        note(f"warning: {source.label} has no {STATE_FILE}; see what is said at the end")
+    _refuse_folder_of_checkpoints(source, ref)
     chosen, left_out = _choose(source, options)
-    _check_names(chosen, ref)
-    present, wanted = _compare_local(source, target, chosen, options)
-    fetched = {path: files[path] for path in wanted}
+    paths = {**{path: source.prefix + path for path in chosen}, **beside}
+    _check_collisions(paths, ref)
+    present, wanted, differing = _compare_local(root, target, paths, options)
+    fetched = {path: root.listing[full].size for path, full in wanted.items()}
     if options.dry_run:
         return PullResult(ref, root.commit, target, fetched, present, left_out, None)
     _make_directory(target)
@@ -152,8 +169,13 @@ def pull(
                 f"of {ref.repo_id}@{root.commit[:8]}"
             )
             _check_space(target, sum(fetched.values()))
-            _fetch_all(client, source, target, wanted)
-            _place(target, wanted, source.prefix)
+            parts = _fetch_all(client, root, target, wanted)
+            for path in differing:
+                if role_of(path) is Role.STATE:
+                    backup(target / path)
+            _place(target, parts)
+        _write_state_of_lone_twin(target, note)
+        shutil.rmtree(target / STAGING, ignore_errors=True)
     note(f"verifying {target}")
     purpose: Literal["inference", "resume"] | None = (
         "inference" if options.purpose == "inference" else None
@@ -162,6 +184,52 @@ def pull(
         LocalSource(target), VerifyOptions(purpose=purpose, ignore=options.ignore)
     )
     return PullResult(ref, root.commit, target, fetched, present, left_out, report)
+
+
+def _state_beside(root: HubSource, source: HubSource) -> dict[str, str]:
+    """The state of a folder that has none itself: in the nearest folder above. Name -> path.
+
+    ``org/model/transformer`` is the denoiser alone; its state is at the root.
+    """
+    prefix = source.prefix
+    if {STATE_FILE, TWIN_FILE} & set(source.files()):
+        return {}
+    while prefix:
+        prefix = prefix[: prefix.rstrip("/").rfind("/") + 1]
+        found = {n: prefix + n for n in (STATE_FILE, TWIN_FILE) if prefix + n in root.listing}
+        if found:
+            return found
+    return {}
+
+
+def _refuse_folder_of_checkpoints(source: HubSource, ref: RepoRef) -> None:
+    """A repository whose checkpoints are in folders: which one is meant must be said."""
+    if {STATE_FILE, TWIN_FILE} & set(source.files()):
+        return
+    if discover(source).kind is not CheckpointKind.UNKNOWN:
+        return
+    folders = {p.rpartition("/")[0] for p in source.files() if p.endswith(f"/{STATE_FILE}")}
+    folders |= model_folders(source.files())
+    if not folders:
+        return
+    newest = max(folders, key=lambda name: [int(n) for n in re.findall(r"\d+", name)] or [-1])
+    raise UsageError(
+        f"{source.label} is not a checkpoint itself; it has {join_some(sorted(folders))}",
+        hint=f"name one: sla-ckpt pull "
+        f"{RepoRef(ref.repo_id, ref.revision, source.prefix + newest)}",
+    )
+
+
+def _write_state_of_lone_twin(target: Path, note: Callable[[str], None]) -> None:
+    """SimpleTuner loads the ``.pt`` only; a repository may hold just the safer twin."""
+    if (target / STATE_FILE).exists() or not (target / TWIN_FILE).is_file():
+        return
+    try:
+        state = read_twin(target / TWIN_FILE)
+    except FormatError:
+        return  # verify says what is wrong with it
+    write_state(target, state)
+    note(f"wrote {STATE_FILE} from {TWIN_FILE}")
 
 
 def _with_revision(ref: RepoRef, options: PullOptions) -> RepoRef:
@@ -181,6 +249,7 @@ def _choose(source: HubSource, options: PullOptions) -> tuple[list[str], dict[st
         include=options.include,
         exclude=options.exclude,
         training_state=options.purpose == "resume",
+        ema=options.purpose == "resume",
     )
     excluded = [p for p in left_out if role_of(p) is Role.STATE]
     if excluded:
@@ -191,14 +260,24 @@ def _choose(source: HubSource, options: PullOptions) -> tuple[list[str], dict[st
     return chosen, left_out
 
 
-def _check_names(paths: list[str], ref: RepoRef) -> None:
+def _check_names(paths: Iterable[str], ref: RepoRef) -> None:
     """Names in a repository are somebody else's input: none may leave the target folder."""
     for path in paths:
         parts = path.split("/")
         if any(part in ("", ".", "..") for part in parts) or "\\" in path or ":" in parts[0]:
-            raise HubError(f"{ref.repo_id} has a file with an unsafe name: {path!r}")
-        if parts[0] == STAGING:
-            raise HubError(f"{ref.repo_id} has a file in a reserved folder: {path!r}")
+            raise HubError(
+                f"{ref.repo_id} has a file with an unsafe name: {path!r}",
+                hint="do not use this repository; tell its owner",
+            )
+
+
+def _check_collisions(paths: Iterable[str], ref: RepoRef) -> None:
+    for path in paths:
+        if any(len(os.fsencode(part)) > MAX_NAME for part in path.split("/")):
+            raise HubError(
+                f"{ref.repo_id}: the name is too long for a file system: {path}",
+                hint="leave it out with --exclude",
+            )
     collisions = case_collisions(paths)
     if collisions:
         one, other = collisions[0]
@@ -209,31 +288,49 @@ def _check_names(paths: list[str], ref: RepoRef) -> None:
 
 
 def _compare_local(
-    source: HubSource, target: Path, chosen: list[str], options: PullOptions
-) -> tuple[tuple[str, ...], list[str]]:
-    """Files that are there already, and those to fetch."""
-    present, wanted, differing = [], [], []
+    root: HubSource, target: Path, paths: Mapping[str, str], options: PullOptions
+) -> tuple[tuple[str, ...], dict[str, str], list[str]]:
+    """Files that are there already, those to fetch (local -> repository path), those replaced."""
+    present, wanted, differing = [], {}, []
     with HashCache() as hashes:
-        for path in chosen:
+        for path, full in paths.items():
             local = target / path
             try:
+                _refuse_linked_folder(target, local.parent)
                 if local.is_file():
-                    if same_content(hashes.hash(local), source.remote_file(path)):
+                    if same_content(hashes.hash(local), root.listing[full]):
                         present.append(path)
                         continue
                     differing.append(path)
                 elif local.exists():
-                    raise WriteError(f"{local} is in the way: it is not a file")
+                    raise WriteError(
+                        f"{local} is in the way: it is not a file", hint="move it away"
+                    )
             except OSError as error:
-                raise WriteError(f"cannot look at {local}: {error.strerror or error}") from error
-            wanted.append(path)
+                raise WriteError(
+                    f"cannot look at {local}: {error.strerror or error}",
+                    hint="choose another folder",
+                ) from error
+            wanted[path] = full
     if differing and not options.force:
         raise WriteError(
             f"{target} has {count(len(differing), 'file')} that differ from the repository: "
             f"{join_some(differing)}",
             hint="use another folder, or --force to replace them",
         )
-    return tuple(present), wanted
+    return tuple(present), wanted, differing
+
+
+def _refuse_linked_folder(target: Path, folder: Path) -> None:
+    """Nothing is written through a link: it may lead into a shared cache."""
+    while folder != target and folder != folder.parent:
+        if folder.is_symlink():
+            raise WriteError(
+                f"{folder} is a link; writing through it could damage what it points to",
+                hint="remove the link or choose another folder",
+                path=str(folder),
+            )
+        folder = folder.parent
 
 
 def _make_directory(target: Path) -> None:
@@ -257,58 +354,42 @@ def _check_space(target: Path, needed: int) -> None:
         )
 
 
-def _fetch_all(client: HubClient, source: HubSource, target: Path, wanted: list[str]) -> None:
-    staging = target / STAGING
+def _fetch_all(
+    client: HubClient, root: HubSource, target: Path, wanted: Mapping[str, str]
+) -> dict[str, Path]:
+    """Every file in the staging folder, complete and checked. Local path -> staged file."""
 
-    def download(full: str, *, force: bool) -> None:
-        with client.errors("fetch", f"{source.ref.repo_id}/{full}"):
-            client.retry(
-                lambda: client.api.hf_hub_download(
-                    source.ref.repo_id,
-                    full,
-                    revision=source.commit,
-                    local_dir=staging,
-                    force_download=force,
-                )
-            )
+    def one(path: str) -> Path:
+        full = wanted[path]
+        expected = root.listing[full]
+        identity = f"{path}\0{expected.sha256 or expected.blob_id}".encode()
+        # Named after path and content, so that a later revision never goes on with other bytes.
+        part = target / STAGING / f"{hashlib.sha256(identity).hexdigest()[:32]}.part"
+        fetch(client, root.ref.repo_id, root.commit, full, expected, part)
+        return part
 
-    def one(path: str) -> None:
-        full = source.prefix + path
-        for again in (False, True):
-            download(full, force=again)
-            if _is_right(staging / full, source.remote_file(path)):
-                return
-        raise HubError(
-            f"{source.ref.repo_id}/{full}: the bytes that arrived are not those it lists (sha256)",
-            hint="run the command again; if it stays, the file on the Hub is damaged",
-        )
-
-    ordered = sorted(wanted, key=lambda path: role_of(path) is not Role.STATE)
     pool = ThreadPoolExecutor(PARALLEL)
     try:
-        for future in [pool.submit(one, path) for path in ordered]:
-            future.result()
+        return dict(zip(wanted, pool.map(one, wanted), strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _is_right(local: Path, remote: RemoteFile) -> bool:
-    with HashCache() as hashes:
-        return same_content(hashes.hash(local), remote)
+def _order(path: str) -> tuple[bool, bool]:
+    """The state first, so that weights are never there without it; the guard last."""
+    return path == GUARD_FILE, role_of(path) is not Role.STATE
 
 
-def _place(target: Path, wanted: list[str], prefix: str) -> None:
-    """Move everything to its place, the state first, each file in one step."""
-    staging = target / STAGING
-    ordered = sorted(wanted, key=lambda path: role_of(path) is not Role.STATE)
+def _place(target: Path, parts: Mapping[str, Path]) -> None:
+    """Move everything to its place, each file in one step."""
+    ordered = sorted(parts, key=_order)
     try:
         for path in ordered:
             destination = target / path
             destination.parent.mkdir(parents=True, exist_ok=True)
-            (staging / (prefix + path)).replace(destination)
+            parts[path].replace(destination)
         for folder in {(target / path).parent for path in ordered}:
             fsync_directory(folder)
-        shutil.rmtree(staging)
     except OSError as error:
         raise WriteError(
             f"cannot write to {target}: {error.strerror or error}",

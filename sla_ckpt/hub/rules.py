@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +90,7 @@ def card_is_silent(context: Context) -> Iterator[Fault]:
 def subfolder_without_state(context: Context) -> Iterator[Fault]:
     files = context.source.files()
     root_has_state = context.checkpoint.state_path is not None
-    for folder in sorted(_model_folders(files)):
+    for folder in sorted(model_folders(files)):
         beside = (f"{folder}/{STATE_FILE}", f"{folder}/{TWIN_FILE}")
         inside = tuple(f"{folder}/{name}/{STATE_FILE}" for name in DENOISER_FOLDERS)
         if any(path in files for path in (*beside, *inside)):
@@ -104,12 +104,11 @@ def subfolder_without_state(context: Context) -> Iterator[Fault]:
         )
 
 
-def _model_folders(files: object) -> set[str]:
+def model_folders(files: Iterable[str]) -> set[str]:
     """Folders, other than the root, that hold a denoiser's folder or an adapter file."""
-    assert hasattr(files, "__iter__")
     found = set()
     for path in files:
-        folder, _, name = str(path).rpartition("/")
+        folder, _, name = path.rpartition("/")
         parent, _, last = folder.rpartition("/")
         if name in LORA_FILES and folder and last != "ema":
             found.add(folder)

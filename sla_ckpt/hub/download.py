@@ -1,0 +1,148 @@
+"""One file from the Hub, taken up where it stopped and checked against its hash.
+
+huggingface_hub gives each attempt a new temporary file and deletes it on failure, so that an
+interrupted 24 GB shard starts from zero. Ranged requests go on from the bytes that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from sla_ckpt.errors import HubError, WriteError
+from sla_ckpt.hub.client import HubClient, wait_for_retry
+from sla_ckpt.hub.hashes import CHUNK, hash_bytes
+from sla_ckpt.hub.remote import RemoteFile
+
+
+class _Attempt:
+    """What is known while one file is fetched."""
+
+    def __init__(self, part: Path, expected: RemoteFile) -> None:
+        self.part = part
+        self.expected = expected
+        self.have = 0
+        self.sha256 = hashlib.sha256()
+
+    def restart(self, handle: BinaryIO) -> None:
+        handle.truncate(0)
+        handle.seek(0)
+        self.have = 0
+        self.sha256 = hashlib.sha256()
+
+    def adopt(self, handle: BinaryIO) -> None:
+        """Take over the bytes of an earlier run."""
+        while chunk := handle.read(CHUNK):
+            self.sha256.update(chunk)
+            self.have += len(chunk)
+        if self.have > self.expected.size:
+            self.restart(handle)
+
+    def is_right(self) -> bool:
+        if self.have != self.expected.size:
+            return False
+        if self.expected.sha256 is not None:
+            return self.sha256.hexdigest() == self.expected.sha256
+        return hash_bytes(self.part.read_bytes()).git == self.expected.blob_id
+
+
+def fetch(
+    client: HubClient, repo_id: str, commit: str, path: str, expected: RemoteFile, part: Path
+) -> None:
+    """Bring one file to ``part``, whose bytes from an earlier run are used.
+
+    Args:
+        client: Access.
+        repo_id: ``org/model``.
+        commit: Full commit id.
+        path: In the repository.
+        expected: Size and hash that the repository lists.
+        part: Local file; its folder exists.
+
+    Raises:
+        HubError: It cannot be fetched, or other bytes arrive, twice.
+        WriteError: It cannot be written.
+    """
+    for _ in range(2):
+        try:
+            with part.open("a+b") as handle:
+                handle.seek(0)
+                attempt = _Attempt(part, expected)
+                attempt.adopt(handle)
+                _transfer(client, repo_id, commit, path, attempt, handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            if attempt.is_right():
+                return
+            part.unlink()
+        except OSError as error:
+            raise _write_error(part, error) from error
+    raise HubError(
+        f"{repo_id}/{path}: the bytes that arrive are not those it lists (sha256)",
+        hint="run the command again; if it stays, the file on the Hub is damaged",
+    )
+
+
+def _transfer(
+    client: HubClient, repo_id: str, commit: str, path: str, attempt: _Attempt, handle: BinaryIO
+) -> None:
+    """Append until everything is there; failures count only while nothing arrives."""
+    failures = 0
+    with client.errors("fetch", f"{repo_id}/{path}"):
+        while attempt.have < attempt.expected.size:
+            before = attempt.have
+            try:
+                _append(client, repo_id, commit, path, attempt, handle)
+            except Exception as error:
+                failures = 0 if attempt.have > before else failures + 1
+                if not wait_for_retry(error, failures):
+                    raise
+
+
+def _append(
+    client: HubClient, repo_id: str, commit: str, path: str, attempt: _Attempt, handle: BinaryIO
+) -> None:
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+    )
+
+    url = hf_hub_url(repo_id, path, revision=commit, endpoint=client.endpoint)
+    headers = build_hf_headers(token=client.token or False, library_name="sla-ckpt")
+    headers["Accept-Encoding"] = "identity"
+    if attempt.have:
+        headers["Range"] = f"bytes={attempt.have}-"
+    with get_session().stream("GET", url, headers=headers) as response:
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        if attempt.have and response.status_code != 206:
+            attempt.restart(handle)  # ranges are ignored: this is the file from its start
+        for chunk in response.iter_bytes(CHUNK // 4):
+            room = attempt.expected.size - attempt.have
+            _write(handle, chunk[:room], attempt)
+            if len(chunk) >= room:
+                return
+    raise ConnectionError(f"{path}: {attempt.have} of {attempt.expected.size} bytes arrived")
+
+
+def _write(handle: BinaryIO, data: bytes, attempt: _Attempt) -> None:
+    try:
+        handle.write(data)
+        handle.flush()
+    except OSError as error:
+        raise _write_error(attempt.part, error) from error
+    attempt.sha256.update(data)
+    attempt.have += len(data)
+
+
+def _write_error(part: Path, error: OSError) -> WriteError:
+    folder = part.parent.parent
+    return WriteError(
+        f"cannot write to {folder}: {error.strerror or error}",
+        hint="free some space or check permissions, then run it again; what arrived is kept",
+        path=str(folder),
+    )
