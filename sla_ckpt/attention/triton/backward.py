@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sla_ckpt.attention.reference import DENOMINATOR_EPS
-from sla_ckpt.attention.triton import blockmap_kernels, linear_kernels, sparse_kernels
+from sla_ckpt.attention.triton import blockmap_kernels, linear_grad_kernels, sparse_kernels
 from sla_ckpt.attention.triton.dispatch import layout, split, start
 from sla_ckpt.attention.triton.forward import attention_site
 from sla_ckpt.attention.triton.problem import LinearGrads, LinearSums, Problem, power_of_two
@@ -61,7 +61,7 @@ def sum_queries(
         d_bias = torch.empty((p.planes, parts, dim), dtype=torch.float32, device=device)
     strides = [x for t in (q, g, o_sparse, dq) for x in t.stride()[:3]]
     start(
-        linear_kernels.query_sums_kernel,
+        linear_grad_kernels.query_sums_kernel,
         (parts, p.planes, columns),
         (p, *attention_site(q, g, o_sparse), sums is None),
         (
@@ -93,7 +93,7 @@ def linear_grads(p: Problem, parts: QuerySums, sums: LinearSums, weight: Tensor)
     d_k_sum = torch.empty_like(sums.k_sum)
     d_bias = torch.empty_like(sums.k_sum)
     start(
-        linear_kernels.fold_backward_kernel,
+        linear_grad_kernels.fold_backward_kernel,
         (-(-p.dim // 16), p.planes, 1),
         (p, layout(weight), d_means.dtype),
         (
@@ -116,7 +116,7 @@ def projection_grads(p: Problem, sums: LinearSums, grads: LinearGrads) -> tuple[
     d_weight = grads.a.new_empty((p.dim, p.dim))
     d_bias = grads.a.new_empty((p.dim,))
     start(
-        linear_kernels.projection_grad_kernel,
+        linear_grad_kernels.projection_grad_kernel,
         (-(-p.dim // 16), 1, 1),
         (p, grads.a.device.index),
         (grads.a, sums.means, grads.d_bias, d_weight, d_bias, p.planes),
@@ -241,7 +241,7 @@ def _key_rows(
     parts, per_part = split(-(-p.keys // _TILE), p.planes, 2 if dp <= 128 else 1, k.device)
     strides = [x for t in (k, v, dk, dv) for x in t.stride()[:3]]
     start(
-        linear_kernels.key_rows_kernel,
+        linear_grad_kernels.key_rows_kernel,
         (parts, p.planes, 1),
         (p, layout(k), layout(v)),
         (
