@@ -1,7 +1,7 @@
 """Hashes of local files, remembered between runs.
 
-Hashing is most of the time of a push in which nothing changed. A file whose size, modification
-time and inode are as they were is taken to be the same, as git and make do.
+Hashing is most of the time of a push in which nothing changed. A file whose device, inode, size,
+modification and change time are as they were is taken to be the same, as git and make do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ CHUNK = 4 * 1024 * 1024
 MAX_ENTRIES = 20_000
 #: Below this, hashing costs less than the bookkeeping.
 SMALL = 64 * 1024
+#: A file changed this recently may change again within the resolution of its timestamps.
+SETTLED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def cache_path() -> Path:
 
 
 class HashCache:
-    """Hashes by path, valid while size, mtime and inode stay. Use as a context manager."""
+    """Hashes by path, valid while the file's stamp stays. Use as a context manager."""
 
     def __init__(self) -> None:
         self._path = cache_path()
@@ -89,29 +92,34 @@ class HashCache:
         try:
             before = path.stat()
             key = os.fspath(path.resolve())
-            stamp = [before.st_size, before.st_mtime_ns, before.st_ino]
+            stamp = _stamp(before)
             known = self._entries.get(key)
-            if known is not None and known[:3] == stamp and len(known) == 5:
+            if known is not None and known[:-2] == stamp and len(known) == len(stamp) + 2:
                 if progress is not None:
                     progress(before.st_size)
-                return FileHash(before.st_size, str(known[3]), str(known[4]))
+                return FileHash(before.st_size, str(known[-2]), str(known[-1]))
             found = _hash(path, before.st_size, progress)
             after = path.stat()
         except OSError as error:
             raise TargetNotFoundError(
                 f"cannot read {path}: {error.strerror or error}", path=str(path)
             ) from error
-        if [after.st_size, after.st_mtime_ns, after.st_ino] != stamp:
+        if _stamp(after) != stamp:
             raise TargetNotFoundError(
                 f"{path} changed while it was read",
                 hint="wait until the trainer has finished saving, then run the command again",
                 path=str(path),
             )
-        if before.st_size > SMALL:
+        if before.st_size > SMALL and time.time() - before.st_mtime > SETTLED_SECONDS:
             self._entries.pop(key, None)
             self._entries[key] = [*stamp, found.sha256, found.git]
             self._changed = True
         return found
+
+
+def _stamp(info: os.stat_result) -> list[int]:
+    # The change time also tells an edit whose author set the modification time back.
+    return [info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 
 
 def _hash(path: Path, size: int, progress: Callable[[int], None] | None) -> FileHash:

@@ -75,9 +75,10 @@ def card_is_silent(context: Context) -> Iterator[Fault]:
     if context.checkpoint.state_path is None and context.checkpoint.twin_path is None:
         return
     has_card = README in context.source.files()
-    text = context.source.read(README, 0, MAX_CARD_BYTES).decode("utf-8", "replace").lower()
-    if has_card and ("sparse-linear-attention" in text or STATE_FILE in text):
-        return
+    if has_card:
+        text = context.source.read(README, 0, MAX_CARD_BYTES).decode("utf-8", "replace").lower()
+        if "sparse-linear-attention" in text or STATE_FILE in text:
+            return
     yield Fault(
         f"{context.source.label}: "
         + (f"{README} does not mention SLA" if has_card else f"there is no {README}"),
