@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -42,3 +44,17 @@ def join_some(items: list[str], *, limit: int = 5) -> str:
     """A comma-separated list that stays one line: the first few, then how many more."""
     head = ", ".join(items[:limit])
     return head if len(items) <= limit else f"{head} and {len(items) - limit:,} more"
+
+
+def quoted(text: str) -> str:
+    """A path or repository as it must be typed in a shell, in double quotes on Windows."""
+    if os.name == "nt":
+        return f'"{text}"' if " " in text else text
+    return shlex.quote(text) if re.search(r"[\s'\"\\$`*?;&|<>()!#~{}\[\]]", text) else text
+
+
+def for_target(hint: str | None, target: str) -> str | None:
+    """Name the checkpoint in a hint of a reader, which ends in a command but knows only a file."""
+    if hint and hint.endswith(("sla-ckpt regen", "sla-ckpt migrate")):
+        return f"{hint} {target}"
+    return hint

@@ -22,6 +22,8 @@ from sla_ckpt.state import STATE_FILE, TWIN_FILE
 DENOISER_FOLDERS = ("transformer", "unet")
 #: Second experts of two-expert models (Wan 2.2).
 SECOND_DENOISER_FOLDERS = ("transformer_2", "unet_2")
+#: Where SimpleTuner keeps the average of an adapter.
+ADAPTER_EMA_FOLDER = "ema"
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 MANIFEST_FILE = "checkpoint_manifest.json"
 GUARD_FILE = ".guard"
@@ -74,7 +76,8 @@ class Checkpoint:
         source: Where it is read from.
         kind: What it is.
         denoiser: The model that meets SLA; None for adapters and bare state files.
-        others: EMA copies and second experts.
+        others: EMA copies, second experts and the other models of a pipeline.
+        pipeline: model_index.json: component -> (library, class), without the empty ones.
         adapter_path: The LoRA or LyCORIS file.
         adapter_metadata: Its safetensors metadata; empty when unreadable.
         state_path: Where ``sla_attention.pt`` is, None when there is none.
@@ -88,6 +91,7 @@ class Checkpoint:
     kind: CheckpointKind
     denoiser: Component | None = None
     others: tuple[Component, ...] = ()
+    pipeline: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     adapter_path: str | None = None
     adapter_metadata: Mapping[str, str] = field(default_factory=dict)
     state_path: str | None = None
@@ -99,6 +103,15 @@ class Checkpoint:
     @property
     def components(self) -> tuple[Component, ...]:
         return ((self.denoiser,) if self.denoiser else ()) + self.others
+
+    @property
+    def trainer_files(self) -> tuple[str, ...]:
+        """What a resume loads beside the weights and the state: optimizers, random states, …"""
+        pattern = re.compile(
+            r"(optimizer|scheduler)(_\d+)?\.bin|random_states_\d+\.pkl|scaler\.pt"
+            r"|training_state(-.+)?\.json"
+        )
+        return tuple(path for path in self.source.files() if pattern.fullmatch(path))
 
     @property
     def has_trainer_state(self) -> bool:
@@ -141,6 +154,7 @@ def discover(source: Source) -> Checkpoint:
         return Component(folder, config, faults.get(path), collect_weights(source, folder))
 
     kind, denoiser_folder, adapter = _classify(source)
+    pipeline = _pipeline_components(optional_json("model_index.json"))
     metadata: Mapping[str, str] = {}
     if adapter is not None:
         try:
@@ -153,7 +167,10 @@ def discover(source: Source) -> Checkpoint:
         source=source,
         kind=kind,
         denoiser=component(denoiser_folder) if denoiser_folder is not None else None,
-        others=tuple(component(folder) for folder in _other_folders(source, denoiser_folder)),
+        others=tuple(
+            component(folder) for folder in _other_folders(source, denoiser_folder, pipeline)
+        ),
+        pipeline=pipeline,
         adapter_path=adapter,
         adapter_metadata=metadata,
         state_path=_locate(source, STATE_FILE, denoiser_folder),
@@ -197,11 +214,23 @@ def _is_root_weight(path: str) -> bool:
     return "/" not in path and path.endswith(WEIGHT_SUFFIXES) and not is_sidecar(path)
 
 
-def _other_folders(source: Source, denoiser: str | None) -> list[str]:
+def _pipeline_components(index: Mapping[str, Any] | None) -> dict[str, tuple[str, str]]:
+    return {
+        name: (entry[0], entry[1])
+        for name, entry in (index or {}).items()
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry)
+        and name not in ("", ".", "..") and "/" not in name
+    }  # fmt: skip
+
+
+def _other_folders(
+    source: Source, denoiser: str | None, pipeline: Mapping[str, tuple[str, str]]
+) -> list[str]:
     folders = {path.split("/", 1)[0] for path in source.files() if "/" in path}
     wanted = [*SECOND_DENOISER_FOLDERS]
     wanted += [f"{name}_ema" for name in (*DENOISER_FOLDERS, "controlnet")]
-    return [name for name in wanted if name in folders and name != denoiser]
+    wanted += [ADAPTER_EMA_FOLDER, *pipeline]
+    return [name for name in dict.fromkeys(wanted) if name in folders and name != denoiser]
 
 
 def _locate(source: Source, name: str, denoiser_folder: str | None) -> str | None:

@@ -58,12 +58,25 @@ def looks_like_checkpoint(directory: Path) -> bool:
     )
 
 
+def _cached_snapshot(folder: Path) -> Path | None:
+    """Of ``models--org--name`` in the download cache: the snapshot that ``main`` means."""
+    if not folder.resolve().name.startswith("models--"):
+        return None
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if re.fullmatch(r"[0-9a-f]+", commit) and snapshot.is_dir() else None
+
+
 def resolve_checkpoint(path: Path | str | None = None) -> Path:
     """The checkpoint folder that ``path`` means.
 
     Args:
         path: A checkpoint folder, a file in one (its folder is meant), or a trainer's output
-            directory (its newest finished ``checkpoint-N``). The current directory when None.
+            directory (its newest finished ``checkpoint-N``), or a repository's folder in the
+            Hub's download cache (its ``main``). The current directory when None.
 
     Raises:
         TargetNotFoundError: No such path.
@@ -82,6 +95,8 @@ def resolve_checkpoint(path: Path | str | None = None) -> Path:
             )
         if looks_like_checkpoint(given.resolve()):
             return given
+        if (snapshot := _cached_snapshot(given)) is not None:
+            return snapshot
         finished = [item for item in list_checkpoints(given) if not item.temporary]
     except OSError as error:
         raise TargetNotFoundError(

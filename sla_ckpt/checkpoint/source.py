@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -16,7 +17,8 @@ from sla_ckpt.errors import TargetNotFoundError
 
 #: Deep enough for pipelines and dataset caches beside a checkpoint; bounds symlink loops.
 MAX_DEPTH = 4
-#: A checkpoint has dozens of files. An output directory full of caches may have many more.
+#: A checkpoint has dozens of files. An output directory full of caches may have many more; they
+#: are listed breadth first, so that a checkpoint's own folders come before what lies deep in them.
 MAX_FILES = 20_000
 
 
@@ -75,7 +77,7 @@ class LocalSource:
         self.truncated_listing = False
         self._files: dict[str, int] = {}
         try:
-            self._walk(root, PurePosixPath(), 0)
+            self._walk(root)
         except OSError as error:
             raise TargetNotFoundError(
                 f"cannot list {self.label}: {error.strerror or error}",
@@ -83,7 +85,24 @@ class LocalSource:
                 path=str(root),
             ) from error
 
-    def _walk(self, directory: Path, prefix: PurePosixPath, depth: int) -> None:
+    def _walk(self, root: Path) -> None:
+        pending = deque([(root, PurePosixPath(), 0)])
+        while pending:
+            directory, prefix, depth = pending.popleft()
+            try:
+                below = self._list(directory, prefix, depth)
+            except OSError as error:
+                if not depth:
+                    raise
+                self.broken[str(prefix)] = error.strerror or str(error)
+                continue
+            if depth + 1 < MAX_DEPTH:
+                pending += [(directory / name, prefix / name, depth + 1) for name in below]
+        self._files = dict(sorted(self._files.items()))
+
+    def _list(self, directory: Path, prefix: PurePosixPath, depth: int) -> list[str]:
+        """Record one directory's entries; the names of the directories to go on with."""
+        below: list[str] = []
         with os.scandir(directory) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
         for entry in ordered:
@@ -95,18 +114,16 @@ class LocalSource:
                 continue
             if stat.S_ISDIR(info.st_mode):
                 self.directories.add(relative)
-                if depth + 1 < MAX_DEPTH and not _skipped(entry.name):
-                    try:
-                        self._walk(Path(entry.path), prefix / entry.name, depth + 1)
-                    except OSError as error:
-                        self.broken[relative] = error.strerror or str(error)
-            elif stat.S_ISREG(info.st_mode):
-                if len(self._files) >= MAX_FILES:
-                    self.truncated_listing = True
-                    return
-                self._files[relative] = info.st_size
-            else:
+                if not _skipped(entry.name):
+                    below.append(entry.name)
+            elif not stat.S_ISREG(info.st_mode):
                 self.broken[relative] = "not a regular file"
+            elif depth > 1 and len(self._files) >= MAX_FILES:
+                self.truncated_listing = True
+                return []
+            else:
+                self._files[relative] = info.st_size
+        return below
 
     def files(self) -> Mapping[str, int]:
         return self._files

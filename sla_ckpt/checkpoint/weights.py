@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(safetensors|bin)$")
+_INDEX = re.compile(
+    r"^(?P<stem>.+)\.(?P<suffix>safetensors|bin)\.index(?P<variant>\.[^.]+)?\.json$"
+)
+#: diffusers puts a variant before the shard's number, older versions behind it.
+_SHARD = re.compile(
+    r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<variant>\.[^.]+)?"
+    r"\.(?P<suffix>safetensors|bin)$"
+)
 #: safetensors dtype -> the file's dtype token for what can meet SLA.
 _COMPUTE_DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "float64"}
 
@@ -33,6 +41,12 @@ class WeightIndex:
 
     path: str
     weight_map: Mapping[str, str]
+
+    @property
+    def series(self) -> str:
+        """As :func:`series_of` of the shards that it is for."""
+        match = _INDEX.match(self.path)
+        return match["stem"] + (match["variant"] or "") if match else self.path
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -57,22 +71,45 @@ class WeightSet:
     def safetensors(self) -> tuple[str, ...]:
         return tuple(path for path in self.files if path.endswith(".safetensors"))
 
+    @property
+    def plain_files(self) -> tuple[str, ...]:
+        """The files without a variant such as ``fp16`` in their name; all if none is without."""
+        plain = tuple(path for path in self.files if "." not in _name(series_of(path)))
+        return plain or self.files
+
     def missing_numbered_shards(self) -> Mapping[str, list[str]]:
-        """Gaps in ``name-00001-of-00003`` series, by series; for folders without an index."""
-        series: dict[tuple[str, int, str], set[int]] = {}
+        """Gaps in ``name-00001-of-00003`` series that no index describes, by series."""
+        described = {index.series for index in self.indexes}
+        numbers: dict[tuple[str, str, int, str, str], set[int]] = {}
         for path in self.files:
-            folder, _, name = path.rpartition("/")
-            match = _SHARD.match(name)
-            if match:
-                stem = f"{folder}/{match['stem']}" if folder else match["stem"]
-                key = (stem, int(match["count"]), match[4])
-                series.setdefault(key, set()).add(int(match["number"]))
+            match = _SHARD.match(path)
+            if match and series_of(path) not in described:
+                key = (series_of(path), match["stem"], int(match["count"]),
+                       match["variant"] or "", match["suffix"])  # fmt: skip
+                numbers.setdefault(key, set()).add(int(match["number"]))
         gaps: dict[str, list[str]] = {}
-        for (stem, count, suffix), numbers in series.items():
-            absent = sorted(set(range(1, min(count, 99_999) + 1)) - numbers)
+        for (series, stem, count, variant, suffix), there in numbers.items():
+            absent = sorted(set(range(1, min(count, 99_999) + 1)) - there)
             if absent:
-                gaps[stem] = [f"{stem}-{n:05d}-of-{count:05d}.{suffix}" for n in absent]
+                gaps[series] = [f"{stem}-{n:05d}-of-{count:05d}{variant}.{suffix}" for n in absent]
         return gaps
+
+
+def series_of(path: str) -> str:
+    """What a weight file shares with its other shards and its index, the variant included.
+
+    ``unet/model.fp16-00001-of-00002.safetensors`` -> ``unet/model.fp16``.
+    """
+    shard = _SHARD.match(path)
+    if shard:
+        return shard["stem"] + (shard["variant"] or "")
+    for suffix in WEIGHT_SUFFIXES:
+        path = path.removesuffix(suffix)
+    return path
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def collect_weights(source: Source, folder: str) -> WeightSet:
@@ -81,7 +118,7 @@ def collect_weights(source: Source, folder: str) -> WeightSet:
     indexes: list[WeightIndex] = []
     faults: dict[str, str] = {}
     for path in _children(source, folder):
-        if path.endswith(INDEX_SUFFIXES):
+        if _INDEX.match(path):
             try:
                 indexes.append(_read_index(source, folder, path))
             except SlaCkptError as error:
@@ -93,8 +130,9 @@ def collect_weights(source: Source, folder: str) -> WeightSet:
 
 def is_sidecar(path: str) -> bool:
     """Files with a weight suffix that are not weights of the model."""
-    name = path.rpartition("/")[2]
-    return name.startswith(("sla_attention.", "optimizer", "scheduler", "scaler", "training_args"))
+    return _name(path).startswith(
+        ("sla_attention.", "optimizer", "scheduler", "scaler", "training_args")
+    )
 
 
 def _children(source: Source, folder: str) -> Iterator[str]:
@@ -141,5 +179,5 @@ def dominant_dtype(headers: Mapping[str, SafetensorsHeader]) -> str | None:
         for info in header.tensors.values():
             token = _COMPUTE_DTYPES.get(info.dtype)
             if token and len(info.shape) >= 2:
-                elements[token] += info.end - info.start
+                elements[token] += math.prod(info.shape)
     return elements.most_common(1)[0][0] if elements else None

@@ -16,6 +16,7 @@ from sla_ckpt.checks.entries import Entry, parse_entries, twin_as_body
 from sla_ckpt.checks.expectation import Expectation, expect
 from sla_ckpt.errors import FormatError, SlaCkptError, TargetNotFoundError
 from sla_ckpt.state import TWIN_FILE, PairKey, SLASettings, SLAState
+from sla_ckpt.text import quoted
 
 if TYPE_CHECKING:
     from sla_ckpt.formats.payload import StatePayload
@@ -75,6 +76,11 @@ class Context:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         return discover(self.source)
+
+    @property
+    def target(self) -> str:
+        """The target as it is typed on a command line, for hints that name a command."""
+        return quoted(self.source.label)
 
     @property
     def state_path(self) -> str:
@@ -232,7 +238,9 @@ class Context:
         denoiser = self.checkpoint.denoiser
         if denoiser is None:
             return None
-        token = dominant_dtype(self.good_headers(denoiser))
+        plain = denoiser.weights.plain_files
+        headers = self.good_headers(denoiser)
+        token = dominant_dtype({path: headers[path] for path in plain if path in headers})
         return token if token in ("bf16", "fp16") else None
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,16 @@ class Entry:
         return tuple(n for n in (*self.tensors, *self.others) if n not in (WEIGHT, BIAS))
 
     @property
+    def head_dim(self) -> int | None:
+        """The head_dim that the key or, without a key, the tensors speak of."""
+        if self.key is not None:
+            return self.key.head_dim
+        if re.fullmatch(r"[1-9]\d{0,4}", self.name):
+            return int(self.name)
+        shape = self.bias.shape if self.bias is not None else ()
+        return shape[0] if len(shape) == 1 else None
+
+    @property
     def is_zero(self) -> bool:
         """Both tensors present and all zero."""
         return not self.missing and not any(
@@ -60,7 +71,17 @@ class Entry:
 
 def parse_entries(state: Mapping[Any, Any]) -> tuple[Entry, ...]:
     """Take a payload's ``state`` dict apart."""
-    return tuple(_entry(key, value) for key, value in state.items())
+    from sla_ckpt.formats.payload import StoredTensor
+
+    loose = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, StoredTensor)}
+    entries = [_entry(key, value) for key, value in state.items() if key not in loose]
+    return (*((_without_key(loose),) if loose else ()), *entries)
+
+
+def _without_key(tensors: Mapping[str, StoredTensor]) -> Entry:
+    """A module's tensors directly under ``state``."""
+    fault = f"{', '.join(map(short_repr, tensors))} stand under no key <head_dim>:<dtype>"
+    return Entry("(no key)", None, fault, tensors, (), None)
 
 
 def _entry(raw: object, value: object) -> Entry:

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from sla_ckpt.checkpoint.layout import MANIFEST_FILE
 from sla_ckpt.checkpoint.source import LocalSource
-from sla_ckpt.errors import SlaCkptError
+from sla_ckpt.errors import FormatError
 from sla_ckpt.state import STATE_FILE
 from sla_ckpt.text import count
 
 if TYPE_CHECKING:
     from sla_ckpt.checks.context import Context
+    from sla_ckpt.formats.optimizer import OptimizerStructure
 
 
 def manifest_files(context: Context) -> tuple[str, ...] | None:
@@ -22,19 +23,27 @@ def manifest_files(context: Context) -> tuple[str, ...] | None:
     return tuple(item for item in files if isinstance(item, str))
 
 
-def sla_groups(context: Context, path: str) -> int:
-    """How many trailing SLA parameter groups an optimizer file has; 0 when it cannot be read.
+def optimizer_structure(context: Context, path: str) -> OptimizerStructure | FormatError | None:
+    """The groups of an optimizer file, or why it cannot be read; None for repositories.
 
-    Only its pickle is read, so a file of 20 GB costs milliseconds; local folders only.
+    Only its pickle is read, so a file of 20 GB costs milliseconds.
     """
     if not isinstance(context.source, LocalSource):
-        return 0
+        return None
     from sla_ckpt.formats.optimizer import read_optimizer
 
     try:
-        return len(read_optimizer(context.source.local_path(path), name=path).sla_groups())
-    except SlaCkptError:
-        return 0
+        return read_optimizer(context.source.local_path(path), name=path)
+    except FormatError as error:
+        return error
+
+
+def sla_groups(context: Context, path: str) -> tuple[int, int]:
+    """How many parameter groups an optimizer file has, and how many trailing ones are SLA's."""
+    structure = optimizer_structure(context, path)
+    if structure is None or isinstance(structure, FormatError):
+        return 0, 0
+    return len(structure.groups), len(structure.sla_groups())
 
 
 def signs_of_sla(context: Context) -> list[str]:
@@ -44,7 +53,7 @@ def signs_of_sla(context: Context) -> list[str]:
         signs.append(f"{MANIFEST_FILE} lists the file")
     if context.options.purpose != "inference":
         for path in context.checkpoint.optimizer_files:
-            groups = sla_groups(context, path)
+            _, groups = sla_groups(context, path)
             if groups:
                 signs.append(f"{path} carries {count(groups, 'SLA parameter group')}")
     config = context.run_config

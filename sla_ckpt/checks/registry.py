@@ -66,7 +66,9 @@ _MODULES = (
     "sla_ckpt.checks.rules_file",
     "sla_ckpt.checks.rules_settings",
     "sla_ckpt.checks.rules_pairs",
-    "sla_ckpt.checks.rules_checkpoint",
+    "sla_ckpt.checks.rules_complete",
+    "sla_ckpt.checks.rules_weights",
+    "sla_ckpt.checks.rules_trainer",
     "sla_ckpt.hub.rules",
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from sla_ckpt._version import __version__
@@ -108,6 +108,7 @@ def to_sarif(reports: Sequence[Report]) -> str:
                     {
                         "id": item.code,
                         "shortDescription": {"text": item.title},
+                        "help": {"text": f"Explained by: sla-ckpt rules {item.code}"},
                         "defaultConfiguration": {"level": _SARIF_LEVELS[item.level]},
                     }
                     for item in rules
@@ -137,17 +138,22 @@ def _sarif_result(report: Report, finding: Finding, rule_index: int) -> dict[str
 
 
 def _location(report: Report, finding: Finding) -> str:
-    """The file a finding is about, as a path from where the command ran."""
-    target = report.target
-    if PurePath(target).suffix in (".pt", ".safetensors") or not finding.path:
-        return PurePath(target).as_posix()
-    return (PurePath(target) / finding.path).as_posix()
+    """The file a finding is about, as a path from where the command ran if it is below that."""
+    path = PurePath(report.target)
+    if path.suffix not in (".pt", ".safetensors") and finding.path:
+        path /= finding.path
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return path.as_posix()
 
 
 def _uri(report: Report, finding: Finding) -> str:
     from urllib.parse import quote
 
-    return quote(_location(report, finding), safe="/@:", errors="surrogateescape")
+    location = _location(report, finding)
+    if PurePath(location).is_absolute():
+        return PurePath(location).as_uri()
+    return quote(location, safe="/@", errors="surrogateescape")
 
 
 def to_github(reports: Sequence[Report]) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sla_ckpt.checkpoint.layout import CheckpointKind
 from sla_ckpt.checks.evidence import signs_of_sla
 from sla_ckpt.checks.registry import Fault, rule
 from sla_ckpt.errors import StructureError, UnsafePickleError
 from sla_ckpt.state import STATE_FILE, STATE_VERSION
-from sla_ckpt.text import join_some, short_repr
+from sla_ckpt.text import for_target, join_some, short_repr
 
 if TYPE_CHECKING:
     from sla_ckpt.checks.context import Context
@@ -21,19 +22,36 @@ REGEN = "restore it from a backup or the Hub, or run: sla-ckpt regen {target}"
 @rule("SLA001", "error", "state file missing", fixable=True)
 def state_missing(context: Context) -> Iterator[Fault]:
     checkpoint = context.checkpoint
-    if checkpoint.state_path is not None or context.is_bare_twin or context.source.is_remote:
+    if context.is_bare_twin or context.source.is_remote:
         return  # SLA401 and SLA404 speak of repositories
+    if checkpoint.state_path is not None:
+        yield from _misplaced(context, checkpoint.state_path)
+        return
     if _is_directory(context):
         return  # SLA002 says so
     if checkpoint.twin_path is not None and context.twin is not None:
         yield Fault(
             f"{STATE_FILE} is missing; its twin {checkpoint.twin_path} is there",
             path=checkpoint.twin_path,
-            help=f"write it again from the twin: sla-ckpt verify --fix {context.source.label}",
+            help=f"write it again from the twin: sla-ckpt verify --fix {context.target}",
         )
         return
     for fault in _without_twin(context):
         yield replace(fault, fixable=False)
+
+
+def _misplaced(context: Context, path: str) -> Iterator[Fault]:
+    """The trainer looks at the checkpoint's root only; use_sla finds the file in both places."""
+    purpose = context.options.purpose
+    if path == STATE_FILE or purpose == "inference" or not context.checkpoint.has_trainer_state:
+        return
+    yield Fault(
+        f"the state is {path}, where the trainer does not look: a resume starts it at zero",
+        path=path,
+        help=f"move it up to {STATE_FILE}",
+        level="error" if purpose == "resume" else "warning",
+        fixable=False,
+    )
 
 
 def _without_twin(context: Context) -> Iterator[Fault]:
@@ -42,7 +60,7 @@ def _without_twin(context: Context) -> Iterator[Fault]:
         yield Fault(
             f"{STATE_FILE} cannot be opened: {broken}",
             path=STATE_FILE,
-            help=REGEN.format(target=context.source.label),
+            help=REGEN.format(target=context.target),
         )
         return
     signs = signs_of_sla(context)
@@ -59,14 +77,20 @@ def _without_twin(context: Context) -> Iterator[Fault]:
         yield Fault(
             f"{STATE_FILE} is missing, and this was trained with SLA: {'; '.join(signs)}",
             path=STATE_FILE,
-            help=REGEN.format(target=context.source.label),
+            help=REGEN.format(target=context.target),
+        )
+    elif context.checkpoint.kind is CheckpointKind.UNKNOWN:
+        yield Fault(
+            f"{STATE_FILE} is missing, and nothing here looks like a checkpoint",
+            path=STATE_FILE,
+            help="name the folder of a checkpoint, a pipeline or an adapter",
         )
     else:
         yield Fault(
             f"{STATE_FILE} is missing; nothing here says that SLA was used",
             path=STATE_FILE,
             help="if this was never trained with SLA, this tool has nothing to check; "
-            "otherwise " + REGEN.format(target=context.source.label),
+            "otherwise " + REGEN.format(target=context.target),
         )
 
 
@@ -74,22 +98,31 @@ def _is_directory(context: Context) -> bool:
     return STATE_FILE in getattr(context.source, "directories", ())
 
 
-@rule("SLA002", "error", "state file unreadable")
+@rule("SLA002", "error", "state file unreadable", fixable=True)
 def state_unreadable(context: Context) -> Iterator[Fault]:
     if context.checkpoint.state_path is None and _is_directory(context):
         yield Fault(
             f"{STATE_FILE} is a directory, not a file",
             path=STATE_FILE,
-            help="look into it: an unpacked archive? then "
-            + REGEN.format(target=context.source.label),
+            help="look into it: an unpacked archive? then " + REGEN.format(target=context.target),
+            fixable=False,
         )
     for fault in (context.payload_fault, context.twin_fault):
         if fault is not None and not isinstance(fault, UnsafePickleError | StructureError):
             yield Fault(
                 fault.message,
                 path=fault.path or context.state_path,
-                help=fault.hint or REGEN.format(target=context.source.label),
+                help=for_target(fault.hint, context.target) or REGEN.format(target=context.target),
+                fixable=fault is context.payload_fault and _is_convertible(context, fault.kind),
             )
+
+
+def _is_convertible(context: Context, kind: str) -> bool:
+    """Whether ``--fix`` can read it in place of a torch.save archive."""
+    if kind != "safetensors" or context.checkpoint.state_path is None:
+        return kind == "legacy-torch"
+    head = context.source.read(context.checkpoint.state_path, 0, 64 * 1024)
+    return b"proj_l.weight" in head and b"proj_l.bias" in head
 
 
 @rule("SLA003", "error", "unsafe pickle")
@@ -103,22 +136,28 @@ def unsafe_pickle(context: Context) -> Iterator[Fault]:
         )
 
 
-@rule("SLA004", "error", "wrong structure or unknown version")
+@rule("SLA004", "error", "wrong structure or unknown version", fixable=True)
 def wrong_structure(context: Context) -> Iterator[Fault]:
     path = context.state_path
     for fault in (context.payload_fault, context.twin_fault):
         if isinstance(fault, StructureError):
-            yield Fault(fault.message, path=fault.path or path, help=fault.hint)
+            yield Fault(
+                fault.message,
+                path=fault.path or path,
+                help=for_target(fault.hint, context.target),
+                fixable=False,
+            )
     body = context.body
     if context.payload is None and body is None:
         return
-    migrate = f"run: sla-ckpt migrate {context.source.label}"
+    migrate = f"run: sla-ckpt migrate {context.target}"
     if body is None:
         held = context.payload.value if context.payload else None
         yield Fault(
             f"{path} holds {short_repr(held)}, not a dict of settings, state and version",
             path=path,
-            help=migrate,
+            help=REGEN.format(target=context.target),
+            fixable=False,
         )
         return
     if "state" not in body:
@@ -128,25 +167,32 @@ def wrong_structure(context: Context) -> Iterator[Fault]:
             path=path,
             help=migrate,
         )
-    elif not isinstance(body["state"], dict):
+        return  # without a state, the version says nothing more
+    if not isinstance(body["state"], dict):
         yield Fault(
             f"{path}: 'state' is {short_repr(body['state'])}, not a dict of pairs",
             path=path,
-            help=REGEN.format(target=context.source.label),
+            help=REGEN.format(target=context.target),
+            fixable=False,
         )
     elif not body["state"]:
         yield Fault(
             f"{path} holds no pair: SLA never ran before it was saved",
             path=path,
-            help=REGEN.format(target=context.source.label),
+            help=REGEN.format(target=context.target),
+            fixable=False,
         )
     version = body.get("version")
     if isinstance(version, bool) or version != STATE_VERSION:
-        shown = "no version" if "version" not in body else f"version {short_repr(version)}"
+        absent = version is None
+        shown = "no version" if absent else f"version {short_repr(version)}"
         yield Fault(
             f"{path} has {shown}; only version {STATE_VERSION} is known",
             path=path,
-            help="update sla-ckpt, or regenerate the file if it was edited by hand",
+            help=f"run: sla-ckpt verify --fix {context.target}"
+            if absent
+            else "update sla-ckpt, or regenerate the file if it was edited by hand",
+            fixable=absent,
         )
 
 
@@ -165,5 +211,5 @@ def twin_differs(context: Context) -> Iterator[Fault]:
             f"{context.checkpoint.twin_path} does not hold what {context.state_path} holds: "
             "it belongs to another state",
             path=context.checkpoint.twin_path,
-            help=f"write it again: sla-ckpt verify --fix {context.source.label}, or delete it",
+            help=f"write it again: sla-ckpt verify --fix {context.target}, or delete it",
         )

@@ -32,8 +32,10 @@ def key_syntax(context: Context) -> Iterator[Fault]:
             yield Fault(
                 f"{context.state_path}: {entry.key_fault}; the trainer skips it",
                 path=context.state_path,
-                help=f"run: sla-ckpt migrate {context.source.label}, or regenerate the file",
-                fixable=_is_long_token(entry.name),
+                help=f"run: sla-ckpt verify --fix {context.target}"
+                if (fixable := _is_long_token(entry.name) or _is_completable(context, entry))
+                else f"say what it is: sla-ckpt migrate {context.target} --expect 128:bf16",
+                fixable=fixable,
             )
 
 
@@ -46,6 +48,14 @@ def _is_long_token(name: str) -> bool:
     except UsageError:
         return False
     return True
+
+
+def _is_completable(context: Context, entry: Entry) -> bool:
+    """Whether a key that lacks its dtype can only take the one that this checkpoint needs."""
+    if entry.head_dim is None:
+        return False
+    exact = {p.dtype for p in context.expectation.exact if p.head_dim == entry.head_dim}
+    return len(exact) == 1 or (context.expectation.dtype or context.compute_dtype) is not None
 
 
 def _missing(context: Context) -> Iterator[tuple[PairKey, tuple[str, ...]]]:
@@ -78,7 +88,7 @@ def pair_missing(context: Context) -> Iterator[Fault]:
             f"the file has {have})",
             path=context.state_path,
             help=f"the trainer starts it at zero without a word; run: "
-            f"sla-ckpt regen {context.source.label}",
+            f"sla-ckpt regen {context.target}",
         )
 
 
@@ -96,7 +106,7 @@ def tensor_shapes(context: Context) -> Iterator[Fault]:
                     f"{list(tensor.shape)}, not {list(wanted)}",
                     path=context.state_path,
                     help="it belongs to another model: find the right file, or run: "
-                    f"sla-ckpt regen {context.source.label}",
+                    f"sla-ckpt regen {context.target}",
                 )
 
 
@@ -114,9 +124,9 @@ def projection_dtype(context: Context) -> Iterator[Fault]:
                 f"{context.state_path}: {entry.name} is {' and '.join(sorted(wrong))}, not float32"
                 + ("" if exact else " (converting it may round)"),
                 path=context.state_path,
-                help=f"run: sla-ckpt verify --fix {context.source.label}"
+                help=f"run: sla-ckpt verify --fix {context.target}"
                 if exact
-                else f"run: sla-ckpt migrate {context.source.label}",
+                else f"run: sla-ckpt migrate {context.target}",
                 fixable=exact,
             )
 
@@ -134,7 +144,7 @@ def not_finite(context: Context) -> Iterator[Fault]:
                     f"{tensor.array.size:,} values NaN or Inf",
                     path=context.state_path,
                     help="training went wrong before this was saved; take an older checkpoint or "
-                    f"run: sla-ckpt regen {context.source.label}",
+                    f"run: sla-ckpt regen {context.target}",
                 )
 
 
@@ -147,7 +157,7 @@ def all_zero(context: Context) -> Iterator[Fault]:
                 "re-initialised; the linear branch adds nothing",
                 path=context.state_path,
                 help="compare with an older checkpoint; to train it run: "
-                f"sla-ckpt regen {context.source.label}",
+                f"sla-ckpt regen {context.target}",
             )
 
 
@@ -163,7 +173,7 @@ def stray_pair(context: Context) -> Iterator[Fault]:
             f"{context.state_path}: {entry.name} is not a pair of "
             f"{context.expectation.basis}{origin}{zero}",
             path=context.state_path,
-            help="harmless; it can be dropped"
+            help=f"harmless; to drop it: sla-ckpt migrate --drop-strays {context.target}"
             if entry.is_zero
             else "it may belong to another model",
             fixable=entry.is_zero,
@@ -177,7 +187,7 @@ def tensor_names(context: Context) -> Iterator[Fault]:
             yield Fault(
                 f"{context.state_path}: {entry.name} {entry.fault}",
                 path=context.state_path,
-                help=f"run: sla-ckpt regen {context.source.label}",
+                help=f"run: sla-ckpt regen {context.target}",
                 fixable=False,
             )
             continue
@@ -191,9 +201,9 @@ def tensor_names(context: Context) -> Iterator[Fault]:
             yield Fault(
                 f"{context.state_path}: {entry.name} {' and '.join(parts)}",
                 path=context.state_path,
-                help=f"prefixes are stripped by: sla-ckpt verify --fix {context.source.label}"
+                help=f"prefixes are stripped by: sla-ckpt verify --fix {context.target}"
                 if prefixed
-                else f"run: sla-ckpt regen {context.source.label}",
+                else f"run: sla-ckpt regen {context.target}",
                 fixable=prefixed,
             )
 
@@ -212,7 +222,7 @@ def other_dtype(context: Context) -> Iterator[Fault]:
             f"{', '.join(dtypes)}, {needed} is needed",
             path=context.state_path,
             help=f"the projection does not depend on it; copy it: sla-ckpt verify --fix "
-            f"{context.source.label}",
+            f"{context.target}",
         )
 
 

@@ -23,7 +23,7 @@ def settings_incomplete(context: Context) -> Iterator[Fault]:
     if context.body is None:
         return
     path = context.state_path
-    fix = f"run: sla-ckpt verify --fix {context.source.label} (fills in the defaults)"
+    fix = f"run: sla-ckpt verify --fix {context.target} (fills in the defaults)"
     raw = context.raw_settings
     if raw is None:
         value = context.body.get("settings")
@@ -36,7 +36,8 @@ def settings_incomplete(context: Context) -> Iterator[Fault]:
         yield Fault(
             f"{path}: {error.message}",
             path=path,
-            help="set it by hand: sla-ckpt regen with --topk, --blkq, --blkk, --feature-map",
+            help=f"record the right value: sla-ckpt migrate {context.target} with --topk, "
+            "--feature-map, --blkq or --blkk",
             fixable=False,
         )
     missing = [name for name in SLASettings.names() if name not in raw]
@@ -176,6 +177,6 @@ def synthetic_origin(context: Context) -> Iterator[Fault]:
             f"{context.checkpoint.twin_path} says the state was regenerated from synthetic "
             "samples: quality is not confirmed",
             path=context.checkpoint.twin_path,
-            help=f"run again with real ones: sla-ckpt regen {context.source.label} --data DIR "
+            help=f"run again with real ones: sla-ckpt regen {context.target} --data DIR "
             "or --images DIR",
         )

@@ -14,6 +14,7 @@ from sla_ckpt.checks.report import Finding, Report, sort_findings
 from sla_ckpt.checks.single_file import SingleFileSource, is_twin
 from sla_ckpt.errors import SlaCkptError, TargetNotFoundError, UsageError
 from sla_ckpt.paths import expand
+from sla_ckpt.state import STATE_FILE
 
 __all__ = ["VerifyOptions", "open_target", "verify", "verify_many", "verify_source"]
 
@@ -66,8 +67,22 @@ def verify_source(
         expected=tuple(str(pair) for pair in context.expectation.pairs),
         found=tuple(str(pair) for pair in context.found),
         findings=findings,
-        notes=((note,) if note else ()) + (context.payload.notes if context.payload else ()),
+        notes=((note,) if note else ()) + _notes(context),
     )
+
+
+def _notes(context: Context) -> tuple[str, ...]:
+    notes = list(context.payload.notes) if context.payload else []
+    checkpoint, files = context.checkpoint, context.source.files()
+    inside = f"{checkpoint.denoiser.folder}/{STATE_FILE}" if checkpoint.denoiser else STATE_FILE
+    if checkpoint.state_path == STATE_FILE and inside.lstrip("/") != STATE_FILE and inside in files:
+        notes.append(f"{inside} is there too; {STATE_FILE} at the root is the one that counts")
+    if context.options.purpose == "resume":
+        loaded = [*checkpoint.trainer_files, checkpoint.state_path]
+        notes.append(f"a resume loads: {', '.join(path for path in loaded if path)}")
+    if getattr(context.source, "truncated_listing", False):
+        notes.append(f"a very large folder: only its first {len(files):,} files were looked at")
+    return tuple(notes)
 
 
 def _run(item: Rule, context: Context) -> Iterator[Finding]:
@@ -129,15 +144,18 @@ def open_target(target: str | Path, *, token: str | None = None) -> tuple[Source
     if is_directory:
         checkpoint = resolve_checkpoint(path)
         if checkpoint != path:
-            return LocalSource(checkpoint), f"newest finished checkpoint of {path}"
+            what = "main" if checkpoint.parent.name == "snapshots" else "newest finished checkpoint"
+            return LocalSource(checkpoint), f"{what} of {path}"
         return LocalSource(path), None
     if isinstance(target, str) and not path.is_symlink():
         from sla_ckpt.hub.repo import looks_like_repo
 
         if path.parent != Path() and path.parent.is_dir() and "@" not in target:
+            is_repo = looks_like_repo(target)
             raise TargetNotFoundError(
                 f"no such file or folder: {target}",
-                hint=f"check the path; for the Hub repository write hf://{target}",
+                hint="check the path"
+                + (f"; for the Hub repository write hf://{target}" if is_repo else ""),
                 path=target,
             )
         if looks_like_repo(target):

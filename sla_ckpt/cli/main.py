@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -66,6 +67,12 @@ def main() -> None:
     """
 
 
+def _forget_output() -> None:
+    """What could not be written must not raise again when the interpreter flushes."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     safe_streams()
@@ -86,9 +93,13 @@ def _run(args: list[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         print_error("interrupted", None)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader went away (``| head``): leave quietly, also when the interpreter flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # click leaves like this, quietly, when the reader of a pipe went away (``| head``).
+        return EXIT_CANNOT
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print_error(f"{where}{error.strerror or error}", "is the disk full, or a file gone?")
+        _forget_output()
         return EXIT_CANNOT
     except Exception as error:  # the one place that may: a user never meets a traceback
         if os.environ.get("SLA_CKPT_TRACEBACK"):

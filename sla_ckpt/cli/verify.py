@@ -96,8 +96,8 @@ def command(
         expect=_pairs(expect),
         purpose=purpose,
         config=_path(config),
-        base_model=_path(base_model),
-        against=_path(against),
+        base_model=_existing("--base-model", base_model),
+        against=_existing("--against", against),
         token=token,
     )
     if organisation is not None:
@@ -134,6 +134,14 @@ def _path(text: str | None) -> Path | None:
     return expand(text) if text is not None else None
 
 
+def _existing(option: str, text: str | None) -> Path | None:
+    """A path that must be there even if, for this target, nobody looks into it."""
+    path = _path(text)
+    if path is not None and not path.exists():
+        raise UsageError(f"{option} {text}: no such file or folder", hint="check the path")
+    return path
+
+
 def _pixels(text: str | None) -> tuple[int, int] | None:
     from sla_ckpt.checkpoint.runconfig import parse_resolution
 
@@ -146,4 +154,4 @@ def _pixels(text: str | None) -> tuple[int, int] | None:
 
 
 def _pairs(values: tuple[str, ...]) -> tuple[PairKey, ...]:
-    return tuple(PairKey.parse_lenient(p) for value in values for p in value.split(",") if p)
+    return tuple(PairKey.parse_lenient(p.strip()) for value in values for p in value.split(","))

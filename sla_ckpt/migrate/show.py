@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from sla_ckpt.checkpoint.layout import MANIFEST_FILE
 from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.verify import VerifyOptions, verify_source
 from sla_ckpt.migrate.api import FixResult, remaining_problems
 from sla_ckpt.migrate.options import MigrateOptions
-from sla_ckpt.text import one_line
+from sla_ckpt.migrate.plan import Plan
+from sla_ckpt.state import STATE_FILE, TWIN_FILE
+from sla_ckpt.text import for_target, one_line, quoted
 
 SCHEMA_VERSION = 1
 
@@ -22,14 +28,46 @@ def with_remaining(result: FixResult, options: MigrateOptions, *, dry_run: bool)
     plan = result.plan
     if options.to in ("turbodiffusion", "fastvideo"):
         return result
-    report = verify_source(
-        LocalSource(plan.root),
-        VerifyOptions(expect=options.expect, config=options.config, base_model=options.base_model),
+    verify_options = VerifyOptions(
+        expect=options.expect, config=options.config, base_model=options.base_model
     )
-    findings = list(report.findings)
-    if dry_run and any(change.path.endswith("sla_attention.pt") for change in plan.changes):
-        findings = [finding for finding in findings if finding.code != "SLA001"]
-    return replace(result, plan=replace(plan, problems=remaining_problems(plan, findings)))
+    with tempfile.TemporaryDirectory(prefix="sla-ckpt-") as folder:
+        planned = _write_small(plan, Path(folder)) if dry_run else {}
+        report = verify_source(_Planned(plan.root, planned), verify_options)
+    target = quoted(str(plan.root))
+    problems = tuple(
+        replace(problem, hint=for_target(problem.hint, target))
+        for problem in remaining_problems(plan, report.findings)
+    )
+    return replace(result, plan=replace(plan, problems=problems))
+
+
+def _write_small(plan: Plan, folder: Path) -> dict[str, Path]:
+    """The files of a plan that is not carried out, but for the optimizer's."""
+    written = {}
+    for number, change in enumerate(plan.changes):
+        if change.path.endswith((STATE_FILE, TWIN_FILE, MANIFEST_FILE)):
+            written[change.path] = folder / str(number)
+            change.write(written[change.path])
+    return written
+
+
+class _Planned(LocalSource):
+    """A checkpoint as it would be: some of its files are read from elsewhere."""
+
+    def __init__(self, root: Path, planned: Mapping[str, Path]) -> None:
+        super().__init__(root)
+        self._planned = planned
+        self._sizes = {path: file.stat().st_size for path, file in planned.items()}
+
+    def files(self) -> Mapping[str, int]:
+        return {**super().files(), **self._sizes}
+
+    def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
+        if path not in self._planned:
+            return super().read(path, start, length)
+        data = self._planned[path].read_bytes()[start:]
+        return data if length is None else data[:length]
 
 
 def to_json(result: FixResult, *, dry_run: bool) -> dict[str, Any]:

@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sla_ckpt.checks.context import VerifyOptions
+from sla_ckpt.checks.registry import select_rules
 from sla_ckpt.checks.report import Report
 from sla_ckpt.checks.verify import verify_many
 from sla_ckpt.errors import SlaCkptError
-from sla_ckpt.migrate.api import finish_interrupted, fix
+from sla_ckpt.migrate.api import DEFAULT_CODES, finish_interrupted, fix
 from sla_ckpt.migrate.options import MigrateOptions
 from sla_ckpt.migrate.show import to_text
 from sla_ckpt.state import STATE_FILE
+
+#: While these stand, others cannot be seen yet; they are repaired in the same go.
+_HIDING = frozenset({"SLA001", "SLA002", "SLA004", "SLA201"})
 
 
 def verify_and_fix(
@@ -51,6 +55,9 @@ def verify_and_fix(
         if not local or not codes:
             yield report
             continue
+        if codes & _HIDING:
+            chosen = {rule.code for rule in select_rules(options.select, options.ignore)}
+            codes |= DEFAULT_CODES & chosen
         try:
             result = fix(path, codes, migrate_options, dry_run=dry_run)
         except SlaCkptError as error:
