@@ -143,8 +143,8 @@ class Kernels:
         lists = compute_blocks(q, k, settings)
         saved = forward.attend(problem, q, k, v, lists, None, None, save=True)
         assert saved.o_sparse is not None
-        sums = backward.sum_queries(problem, q, g, saved.o_sparse, None)
-        return cls(problem, q, k, v, g, lists, saved, sums.dq, sums.delta)
+        delta, dq, _ = backward.query_rows(problem, q, g, saved.o_sparse, None)
+        return cls(problem, q, k, v, g, lists, saved, dq, delta)
 
     def forward(self) -> None:
         forward.attend(self.problem, self.q, self.k, self.v, self.lists, None, None, save=True)
@@ -165,7 +165,7 @@ class Kernels:
         )
 
     def backward(self) -> None:
-        backward.sum_queries(self.problem, self.q, self.g, self.saved.o_sparse, None)
+        backward.query_rows(self.problem, self.q, self.g, self.saved.o_sparse, None)
         self.query_grad()
         self.key_grad()
 
@@ -335,8 +335,8 @@ def environment() -> dict[str, str]:
     }
 
 
-def table(shapes: list[Shape], with_peer: bool) -> list[dict[str, Any]]:
-    rows = []
+def table(shapes: list[Shape], with_peer: bool) -> Iterator[dict[str, Any]]:
+    """One row per shape; each is printed as it comes."""
     for shape in shapes:
         row: dict[str, Any] = {"shape": asdict(shape), "dense": dense(shape)}
         print(f"{shape}")
@@ -348,9 +348,8 @@ def table(shapes: list[Shape], with_peer: bool) -> list[dict[str, Any]]:
         for name, result in row.items():
             if name != "shape":
                 print("  ", f"{name:9s}", _line(result))
-        rows.append(row)
+        yield row
         torch.cuda.empty_cache()
-    return rows
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -363,6 +362,11 @@ def _line(result: dict[str, Any]) -> str:
         text += f" ({result['sparse_forward_tflops']:.0f} / "
         text += f"{result['sparse_backward_tflops']:.0f} TFLOP/s)"
     return text
+
+
+def save(results: dict[str, Any], output: Path | None) -> None:
+    if output:
+        output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main() -> None:
@@ -390,14 +394,16 @@ def main() -> None:
             }
             for name, errors in results["agreement"].items():
                 print(name, {key: f"{value:.1e}" for key, value in errors.items()})
-        results["table"] = table(shapes, options.peer is not None)
+        results["table"] = []
+        for row in table(shapes, options.peer is not None):
+            results["table"].append(row)
+            save(results, options.output)
     if options.profile:
         results["profile"] = {}
         for shape in shapes:
             print(shape)
             results["profile"][str(shape)] = profile(shape, 64)
-    if options.output:
-        options.output.write_text(json.dumps(results, indent=1) + "\n")
+    save(results, options.output)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,13 @@ dq, then of dk and dv, and on top of these the sparse branch's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from sla_ckpt.attention.reference import DENOMINATOR_EPS
 from sla_ckpt.attention.triton import blockmap_kernels, linear_grad_kernels, sparse_kernels
 from sla_ckpt.attention.triton.dispatch import layout, split, start
-from sla_ckpt.attention.triton.forward import attention_site
+from sla_ckpt.attention.triton.forward import attention_site, spans_32_bits
 from sla_ckpt.attention.triton.problem import LinearGrads, LinearSums, Problem, power_of_two
 
 #: Keeps φ(k) · min(L_k, this) / Σφ(k) inside float16.
@@ -23,49 +21,61 @@ _LINEAR_SCALE_LIMIT = 32768
 _TILE = 64
 
 
-@dataclass(frozen=True, eq=False)
-class QuerySums:
-    """Sums over the queries, in parts; all but ``delta`` and ``dq`` None without linear branch.
-
-    Attributes:
-        delta: float32 ``[B * H, L]``, Σ_d g ∘ o_s.
-        dq: the linear branch's share of the queries' gradient.
-        a: float32 ``[B * H, parts, D, D]``.
-        d_k_sum: float32 ``[B * H, parts, D]``.
-        d_bias: float32 ``[B * H, parts, D]``.
-    """
-
-    delta: Tensor
-    dq: Tensor
-    a: Tensor | None
-    d_k_sum: Tensor | None
-    d_bias: Tensor | None
-
-
-def sum_queries(
+def query_rows(
     p: Problem, q: Tensor, g: Tensor, o_sparse: Tensor, sums: LinearSums | None
-) -> QuerySums:
-    """The one pass over the queries that all else needs."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """delta (float32 ``[B * H, L]``), dq so far, and parts of the gradient of k_sum."""
     dim, dp, device = p.dim, p.padded_dim, q.device
-    tile_g = dp if dp <= 128 else 64
-    columns = dp // tile_g if sums is not None else 1
-    resident = 1 if dp > 64 and sums is not None else 2
-    parts, per_part = split(-(-p.queries // _TILE), p.planes * columns, resident, device)
+    parts, per_part = split(-(-p.queries // _TILE), p.planes, 4 if dp <= 128 else 1, device)
     delta = torch.empty((p.planes, p.queries), dtype=torch.float32, device=device)
     dq = torch.empty_like(q)
-    k_sum = folded = a = d_k_sum = d_bias = None
+    k_sum = folded = d_k_sum_parts = None
     if sums is not None:
         k_sum, folded = sums.k_sum, sums.folded
-        a = torch.empty((p.planes, parts, dim, dim), dtype=torch.float32, device=device)
-        d_k_sum = torch.empty((p.planes, parts, dim), dtype=torch.float32, device=device)
-        d_bias = torch.empty((p.planes, parts, dim), dtype=torch.float32, device=device)
+        d_k_sum_parts = torch.empty((p.planes, parts, dim), dtype=torch.float32, device=device)
     strides = [x for t in (q, g, o_sparse, dq) for x in t.stride()[:3]]
     start(
-        linear_grad_kernels.query_sums_kernel,
-        (parts, p.planes, columns),
+        linear_grad_kernels.query_rows_kernel,
+        (parts, p.planes, 1),
         (p, *attention_site(q, g, o_sparse), sums is None),
         (
-            *(q, g, o_sparse, dq, k_sum, folded, delta, a, d_k_sum, d_bias),
+            *(q, g, o_sparse, dq, k_sum, folded, delta, d_k_sum_parts),
+            *(*strides, p.heads, p.queries, per_part),
+        ),
+        {
+            "D": dim,
+            "DP": dp,
+            "TILE": _TILE,
+            "FEATURE": p.feature,
+            "LINEAR": sums is not None,
+            "EVEN": p.queries % _TILE == 0,
+            "EPS": DENOMINATOR_EPS,
+        },
+        warps=4 if dp <= 128 else 8,
+        stages=2 if dp <= 128 else 1,
+    )
+    return delta, dq, d_k_sum_parts
+
+
+def linear_grads(
+    p: Problem, q: Tensor, g: Tensor, sums: LinearSums, weight: Tensor, d_k_sum_parts: Tensor
+) -> LinearGrads:
+    """Gradients of the linear branch's sums and of the projection."""
+    dim, dp, device = p.dim, p.padded_dim, q.device
+    tile_g = min(dp, 64)
+    columns = dp // tile_g
+    parts, per_part = split(
+        -(-p.queries // _TILE), p.planes * columns, 3 if dp <= 128 else 1, device
+    )
+    a_parts = torch.empty((p.planes, parts, dim, dim), dtype=torch.float32, device=device)
+    d_bias_parts = torch.empty((p.planes, parts, dim), dtype=torch.float32, device=device)
+    strides = (*q.stride()[:3], *g.stride()[:3])
+    start(
+        linear_grad_kernels.query_outer_kernel,
+        (parts, p.planes, columns),
+        (p, layout(q), layout(g)),
+        (
+            *(q, g, sums.k_sum, a_parts, d_bias_parts),
             *(*strides, p.heads, p.queries, per_part),
         ),
         {
@@ -74,55 +84,33 @@ def sum_queries(
             "TILE": _TILE,
             "TILE_G": tile_g,
             "FEATURE": p.feature,
-            "LINEAR": sums is not None,
             "EVEN": p.queries % _TILE == 0,
             "EPS": DENOMINATOR_EPS,
         },
-        warps=4 if dp <= 64 else 8,
-        stages=2 if dp <= 128 else 1,
+        warps=4 if dp <= 128 else 8,
     )
-    return QuerySums(delta, dq, a, d_k_sum, d_bias)
-
-
-def linear_grads(p: Problem, parts: QuerySums, sums: LinearSums, weight: Tensor) -> LinearGrads:
-    """Gradients of the linear branch's sums over the keys."""
-    assert parts.a is not None
-    scaled = sums.folded.dtype == torch.float16
+    scaled = q.dtype == torch.float16
     a = torch.empty_like(sums.means)
-    d_means = torch.empty_like(a, dtype=torch.float32 if scaled else sums.folded.dtype)
+    d_means = torch.empty_like(a, dtype=torch.float32 if scaled else q.dtype)
     d_k_sum = torch.empty_like(sums.k_sum)
     d_bias = torch.empty_like(sums.k_sum)
     start(
         linear_grad_kernels.fold_backward_kernel,
-        (-(-p.dim // 16), p.planes, 1),
+        (-(-dim // 16), p.planes, 1),
         (p, layout(weight), d_means.dtype),
         (
-            *(parts.a, parts.d_k_sum, parts.d_bias, weight, sums.means, sums.k_sum),
-            *(a, d_means, d_k_sum, d_bias, parts.a.shape[1]),
+            *(a_parts, d_k_sum_parts, d_bias_parts, weight, sums.means, sums.k_sum),
+            *(a, d_means, d_k_sum, d_bias, parts, d_k_sum_parts.shape[1]),
         ),
-        {"D": p.dim, "DP": p.padded_dim, "ROWS": 16, "CHUNK": min(p.padded_dim, 32)},
+        {"D": dim, "DP": dp, "ROWS": 16, "CHUNK": min(dp, 32)},
         stages=1,
     )
     scale = None
     if scaled:
         # A sum over all queries of scaled losses leaves float16's range; its shape does not.
         scale = d_means.abs().amax((1, 2)).clamp_min_(torch.finfo(torch.float32).tiny)
-        d_means = (d_means / scale[:, None, None]).to(torch.float16)
+        d_means = (d_means / scale[:, None, None]).to(q.dtype)
     return LinearGrads(a, d_means, scale, d_k_sum, d_bias)
-
-
-def projection_grads(p: Problem, sums: LinearSums, grads: LinearGrads) -> tuple[Tensor, Tensor]:
-    """Gradients of the projection's weight ``[D, D]`` and bias ``[D]``, float32."""
-    d_weight = grads.a.new_empty((p.dim, p.dim))
-    d_bias = grads.a.new_empty((p.dim,))
-    start(
-        linear_grad_kernels.projection_grad_kernel,
-        (-(-p.dim // 16), 1, 1),
-        (p, grads.a.device.index),
-        (grads.a, sums.means, grads.d_bias, d_weight, d_bias, p.planes),
-        {"D": p.dim, "DP": p.padded_dim, "ROWS": 16, "CHUNK": 64},
-    )
-    return d_weight, d_bias
 
 
 def query_grad(
@@ -160,6 +148,7 @@ def query_grad(
             "LINEAR": linear,
             "EVEN_Q": p.queries % p.blkq == 0,
             "EVEN_K": p.keys % p.blkk == 0,
+            "WIDE": spans_32_bits(k, v),
         },
         warps=launch.warps,
         stages=launch.stages,
@@ -221,6 +210,7 @@ def key_grad(
             "LINEAR": sums is not None,
             "EVEN_Q": p.queries % p.blkq == 0,
             "EVEN_K": p.keys % p.blkk == 0,
+            "WIDE": spans_32_bits(q, g),
         },
         warps=launch.warps,
         stages=launch.stages,
@@ -238,7 +228,7 @@ def _key_rows(
     grads: LinearGrads,
 ) -> None:
     dp = p.padded_dim
-    parts, per_part = split(-(-p.keys // _TILE), p.planes, 2 if dp <= 128 else 1, k.device)
+    parts, per_part = split(-(-p.keys // _TILE), p.planes, 4 if dp <= 128 else 1, k.device)
     strides = [x for t in (k, v, dk, dv) for x in t.stride()[:3]]
     start(
         linear_grad_kernels.key_rows_kernel,

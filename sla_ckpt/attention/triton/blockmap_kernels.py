@@ -66,22 +66,16 @@ def score_kernel(
 @triton.jit
 def topk_kernel(
     SCORES,
-    POOLED_Q,
-    POOLED_K,
     LUT,
     MASK,
     NQ,
     NK,
     KEPT,
-    D: tl.constexpr,
-    CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     WITH_MASK: tl.constexpr,
 ):
     """The KEPT best key blocks of each query block, ascending. Grid: (query blocks / ROWS, B * H).
-
-    Where a row of scores is short, SCORES is None and they are computed here.
 
     Finds the KEPT-th largest score bit by bit on order-preserving integers; among equal scores
     the lower index wins. MASK, if wanted, is int8 ``[B * H, NK, NQ]``.
@@ -90,17 +84,8 @@ def topk_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     keys = tl.arange(0, WIDTH)
     inside = (rows[:, None] < NQ) & (keys[None, :] < NK)
-    if SCORES is None:
-        scores = tl.zeros([ROWS, WIDTH], tl.float32)
-        for start in range(0, D, CHUNK):
-            cols = start + tl.arange(0, CHUNK)
-            q = load_tile(POOLED_Q + bh * NQ * D, D, rows, NQ, cols, D, False)
-            k = load_tile(POOLED_K + bh * NK * D, D, keys, NK, cols, D, False)
-            scores = tl.dot(q, tl.trans(k), scores, input_precision="tf32x3")
-    else:
-        offsets = bh * NQ * NK + rows[:, None].to(tl.int64) * NK + keys[None, :]
-        scores = tl.load(SCORES + offsets, mask=inside, other=0.0)
-    bits = scores.to(tl.int32, bitcast=True)
+    offsets = bh * NQ * NK + rows[:, None].to(tl.int64) * NK + keys[None, :]
+    bits = tl.load(SCORES + offsets, mask=inside, other=0.0).to(tl.int32, bitcast=True)
     # Signed order of `key` is the order of the floats.
     key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     low = tl.full([ROWS], -0x80000000, tl.int32)

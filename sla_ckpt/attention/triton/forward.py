@@ -19,9 +19,6 @@ from sla_ckpt.attention.triton.problem import (
     power_of_two,
 )
 
-#: Up to this many key blocks (a power of two) the top-k kernel computes its scores itself.
-_FUSED_SCORES = 128
-
 
 def pool(x: Tensor, block: int) -> Tensor:
     """Block means, float32 ``[B * H, blocks, D]``."""
@@ -41,32 +38,28 @@ def pool(x: Tensor, block: int) -> Tensor:
 def block_lists(p: Problem, pooled_q: Tensor, pooled_k: Tensor, *, with_mask: bool) -> BlockLists:
     """Scores of the pooled blocks and the top ``kept`` of each row."""
     nq, nk, device = p.query_blocks, p.key_blocks, pooled_q.device
+    scores = torch.empty((p.planes, nq, nk), dtype=torch.float32, device=device)
     site = (p, device.index, with_mask)
-    width, chunk = max(16, power_of_two(nk)), min(p.padded_dim, 32)
-    scores = None
-    if width > _FUSED_SCORES:
-        scores = torch.empty((p.planes, nq, nk), dtype=torch.float32, device=device)
-        tile = 64
-        start(
-            blockmap_kernels.score_kernel,
-            (-(-nq // tile), -(-nk // tile), p.planes),
-            site,
-            (pooled_q, pooled_k, scores, nq, nk),
-            {"D": p.dim, "TILE": tile, "CHUNK": chunk},
-        )
-        rows = 4 if width <= 1024 else 1
-    else:
-        rows = 16
+    tile = 64
+    start(
+        blockmap_kernels.score_kernel,
+        (-(-nq // tile), -(-nk // tile), p.planes),
+        site,
+        (pooled_q, pooled_k, scores, nq, nk),
+        {"D": p.dim, "TILE": tile, "CHUNK": min(p.padded_dim, 32)},
+    )
     lut = torch.empty((p.planes, nq, p.kept), dtype=torch.int32, device=device)
     mask = None
     if with_mask:
         mask = torch.empty((p.planes, nk, nq), dtype=torch.int8, device=device)
+    width = power_of_two(nk)
+    rows = 4 if width <= 1024 else 1
     start(
         blockmap_kernels.topk_kernel,
         (-(-nq // rows), p.planes, 1),
         site,
-        (scores, pooled_q, pooled_k, lut, mask, nq, nk, p.kept),
-        {"D": p.dim, "CHUNK": chunk, "ROWS": rows, "WIDTH": width, "WITH_MASK": with_mask},
+        (scores, lut, mask, nq, nk, p.kept),
+        {"ROWS": rows, "WIDTH": width, "WITH_MASK": with_mask},
         warps=4 if width <= 4096 else 16,
     )
     return BlockLists(lut, mask)
@@ -84,8 +77,8 @@ def lists_from_map(blocks: Tensor) -> BlockLists:
 def sum_keys(p: Problem, k: Tensor, v: Tensor, weight: Tensor) -> tuple[Tensor, LinearSums]:
     """Block means of k, and the sums of the linear branch with the projection folded in."""
     dp, dim, device = p.padded_dim, p.dim, k.device
-    tile_v = dp if dp <= 128 else 64
-    parts, per_part = split(p.key_blocks, p.planes * dp // tile_v, 2 if dp <= 64 else 1, device)
+    tile_v = min(dp, 64)
+    parts, per_part = split(p.key_blocks, p.planes * dp // tile_v, 3 if dp <= 128 else 1, device)
     pooled = torch.empty((p.planes, p.key_blocks, dim), dtype=torch.float32, device=device)
     kv_parts = torch.empty((p.planes, parts, dim, dim), dtype=torch.float32, device=device)
     k_sum_parts = torch.empty((p.planes, parts, dim), dtype=torch.float32, device=device)
@@ -104,8 +97,7 @@ def sum_keys(p: Problem, k: Tensor, v: Tensor, weight: Tensor) -> tuple[Tensor, 
             "FEATURE": p.feature,
             "EVEN": p.keys % p.blkk == 0,
         },
-        warps=4 if dp <= 64 else 8,
-        stages=3 if dp <= 128 else 2,
+        warps=4 if dp <= 128 and p.blkk == 64 else 8,
     )
     means = torch.empty((p.planes, dim, dim), dtype=torch.float32, device=device)
     k_sum = torch.empty((p.planes, dim), dtype=torch.float32, device=device)
@@ -163,6 +155,7 @@ def attend(
             "SAVE": save,
             "EVEN_Q": p.queries % p.blkq == 0,
             "EVEN_K": p.keys % p.blkk == 0,
+            "WIDE": spans_32_bits(k, v),
             "EPS": DENOMINATOR_EPS,
         },
         warps=launch.warps,
@@ -174,3 +167,8 @@ def attend(
 def attention_site(*tensors: Tensor) -> tuple[Hashable, ...]:
     """The part of a launch's site that its inputs decide."""
     return tuple(layout(x) for x in tensors)
+
+
+def spans_32_bits(*tensors: Tensor) -> bool:
+    """Whether offsets inside one head overflow 32 bits."""
+    return any(x.shape[2] * x.stride(2) >= 2**31 for x in tensors)

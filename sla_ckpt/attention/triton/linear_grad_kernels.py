@@ -1,4 +1,7 @@
-"""Kernels of the linear branch's gradients; the notation is that of linear_kernels."""
+"""Kernels of the linear branch's gradients; the notation is that of linear_kernels.
+
+Triton 3.6 forgets to wait for a dot inside a run-time branch of a pipelined loop, so there is none.
+"""
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
 import triton
@@ -16,7 +19,60 @@ from sla_ckpt.attention.triton.tiles import (
 
 
 @triton.jit
-def query_sums_kernel(
+def query_outer_kernel(
+    Q,
+    G,
+    K_SUM,
+    A_PARTS,
+    D_BIAS_PARTS,
+    q_stride_b,
+    q_stride_h,
+    q_stride_l,
+    g_stride_b,
+    g_stride_h,
+    g_stride_l,
+    H,
+    L,
+    TILES_PER_PART,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    TILE: tl.constexpr,
+    TILE_G: tl.constexpr,
+    FEATURE: tl.constexpr,
+    EVEN: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """A = Σ pᵀ g, the gradient of M Wᵀ, and Σ g of one part. Grid: (parts, B * H, D / TILE_G)."""
+    part, bh, column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
+    q_base = Q + b * q_stride_b + h * q_stride_h
+    g_base = G + b * g_stride_b + h * g_stride_h
+    rows = tl.arange(0, TILE)
+    cols = tl.arange(0, DP)
+    g_cols = column * TILE_G + tl.arange(0, TILE_G)
+    k_sum = tl.load(K_SUM + bh.to(tl.int64) * D + cols, mask=cols < D, other=0.0)
+    a = tl.zeros([DP, TILE_G], tl.float32)
+    d_bias = tl.zeros([TILE_G], tl.float32)
+    first = part * TILES_PER_PART
+    for step in range(tl.minimum(TILES_PER_PART, tl.cdiv(L, TILE) - first)):
+        tile = first + step
+        start = tile.to(tl.int64) * TILE
+        length = tl.minimum(L - tile * TILE, TILE)
+        q = load_tile(q_base + start * q_stride_l, q_stride_l, rows, length, cols, D, EVEN)
+        whole: tl.constexpr = EVEN and D % TILE_G == 0
+        g = load_columns(g_base + start * g_stride_l, g_stride_l, rows, length, g_cols, D, whole)
+        phi = feature(q.to(tl.float32), cols, D, FEATURE)
+        p, _ = linear_weights(phi, k_sum, EPS)
+        a = tl.dot(tl.trans(p.to(q.dtype)), g, a)
+        d_bias += tl.sum(g.to(tl.float32), 0)
+    index = bh.to(tl.int64) * tl.num_programs(0) + part
+    out = A_PARTS + index * D * D + cols[:, None] * D + g_cols[None, :]
+    tl.store(out, a, mask=(cols[:, None] < D) & (g_cols[None, :] < D))
+    tl.store(D_BIAS_PARTS + index * D + g_cols, d_bias, mask=g_cols < D)
+
+
+@triton.jit
+def query_rows_kernel(
     Q,
     G,
     O_SPARSE,
@@ -24,9 +80,7 @@ def query_sums_kernel(
     K_SUM,
     FOLDED,
     DELTA,
-    A_PARTS,
     D_K_SUM_PARTS,
-    D_BIAS_PARTS,
     q_stride_b,
     q_stride_h,
     q_stride_l,
@@ -45,20 +99,17 @@ def query_sums_kernel(
     D: tl.constexpr,
     DP: tl.constexpr,
     TILE: tl.constexpr,
-    TILE_G: tl.constexpr,
     FEATURE: tl.constexpr,
     LINEAR: tl.constexpr,
     EVEN: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """What the backward needs of one part of the queries. Grid: (parts, B * H, D / TILE_G).
+    """What the backward needs per query. Grid: (parts, B * H).
 
-    DELTA = Σ_d g ∘ o_s. For the linear branch: A = Σ pᵀ g, the gradient of M Wᵀ; those of s
-    (through p) and of the bias; and its share of the queries' gradient, left in DQ for the sparse
-    kernel to add to. With several columns each does the rows' work, and the first stores it:
-    Triton 3.6 forgets to wait for a dot inside a run-time branch of a pipelined loop.
+    DELTA = Σ_d g ∘ o_s; and, for the linear branch, its share of the queries' gradient (left in
+    DQ for the sparse kernel to add to) and the gradient of s through p.
     """
-    part, bh, column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    part, bh = tl.program_id(0), tl.program_id(1)
     b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
     q_base = Q + b * q_stride_b + h * q_stride_h
     g_base = G + b * g_stride_b + h * g_stride_h
@@ -66,48 +117,32 @@ def query_sums_kernel(
     rows = tl.arange(0, TILE)
     cols = tl.arange(0, DP)
     if LINEAR:
-        g_cols = column * TILE_G + tl.arange(0, TILE_G)
         k_sum = tl.load(K_SUM + bh.to(tl.int64) * D + cols, mask=cols < D, other=0.0)
         folded = load_square(FOLDED + bh.to(tl.int64) * D * D, cols, D)
-        a = tl.zeros([DP, TILE_G], tl.float32)
         d_k_sum = tl.zeros([DP], tl.float32)
-        d_bias = tl.zeros([DP], tl.float32)
     first = part * TILES_PER_PART
     for step in range(tl.minimum(TILES_PER_PART, tl.cdiv(L, TILE) - first)):
         tile = first + step
         start = tile.to(tl.int64) * TILE
         length = tl.minimum(L - tile * TILE, TILE)
-        # Of several columns only the first may store.
-        stored = tl.where(column == 0, length, 0)
         g = load_tile(g_base + start * g_stride_l, g_stride_l, rows, length, cols, D, EVEN)
         o = load_tile(o_base + start * o_stride_l, o_stride_l, rows, length, cols, D, EVEN)
         delta = tl.sum(g.to(tl.float32) * o.to(tl.float32), 1)
-        tl.store(DELTA + bh.to(tl.int64) * L + start + rows, delta, mask=rows < stored)
+        tl.store(DELTA + bh.to(tl.int64) * L + start + rows, delta, mask=rows < length)
         if LINEAR:
             q = load_tile(q_base + start * q_stride_l, q_stride_l, rows, length, cols, D, EVEN)
             x = q.to(tl.float32)
             phi = feature(x, cols, D, FEATURE)
             p, denominator = linear_weights(phi, k_sum, EPS)
-            if TILE_G == DP:
-                a = tl.dot(tl.trans(p.to(q.dtype)), g, a)
-            else:
-                g_tile = g_base + start * g_stride_l
-                g_part = load_columns(g_tile, g_stride_l, rows, length, g_cols, D, False)
-                a = tl.dot(tl.trans(p.to(q.dtype)), g_part, a)
             d_p = tl.dot(g, tl.trans(folded))
             d_weighted = (d_p - tl.sum(p * d_p, 1)[:, None]) / denominator[:, None]
             d_k_sum += tl.sum(d_weighted * phi, 0)
-            d_bias += tl.sum(g.to(tl.float32), 0)
             d_q = feature_backward(x, phi, d_weighted * k_sum[None, :], FEATURE)
             out = DQ + b * dq_stride_b + h * dq_stride_h + start * dq_stride_l
-            store_tile(out, dq_stride_l, rows, stored, cols, D, d_q)
+            store_tile(out, dq_stride_l, rows, length, cols, D, d_q)
     if LINEAR:
         index = bh.to(tl.int64) * tl.num_programs(0) + part
-        out = A_PARTS + index * D * D + cols[:, None] * D + g_cols[None, :]
-        tl.store(out, a, mask=(cols[:, None] < D) & (g_cols[None, :] < D))
-        if column == 0:
-            tl.store(D_K_SUM_PARTS + index * D + cols, d_k_sum, mask=cols < D)
-            tl.store(D_BIAS_PARTS + index * D + cols, d_bias, mask=cols < D)
+        tl.store(D_K_SUM_PARTS + index * D + cols, d_k_sum, mask=cols < D)
 
 
 @triton.jit
@@ -189,6 +224,7 @@ def fold_backward_kernel(
     D_K_SUM,
     D_BIAS,
     PARTS,
+    ROW_PARTS,
     D: tl.constexpr,
     DP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -207,8 +243,10 @@ def fold_backward_kernel(
         a += tl.load(
             A_PARTS + index * D * D + rows[:, None] * D + cols[None, :], mask=inside, other=0.0
         )
-        d_k_sum += tl.load(D_K_SUM_PARTS + index * D + rows, mask=rows < D, other=0.0)
         d_bias += tl.load(D_BIAS_PARTS + index * D + rows, mask=rows < D, other=0.0)
+    for part in range(ROW_PARTS):
+        index = bh * ROW_PARTS + part
+        d_k_sum += tl.load(D_K_SUM_PARTS + index * D + rows, mask=rows < D, other=0.0)
     tl.store(A + bh * D * D + rows[:, None] * D + cols[None, :], a, mask=inside)
     k_sum = tl.load(K_SUM + bh * D + rows, mask=rows < D, other=0.0)
     inverse = 1.0 / tl.where(k_sum > 0, k_sum, float("inf"))
@@ -227,42 +265,3 @@ def fold_backward_kernel(
         tl.store(D_MEANS + out, d_means.to(D_MEANS.dtype.element_ty), mask=is_real)
     tl.store(D_K_SUM + bh * D + rows, d_k_sum, mask=rows < D)
     tl.store(D_BIAS + bh * D + rows, d_bias, mask=rows < D)
-
-
-@triton.jit
-def projection_grad_kernel(
-    A,
-    MEANS,
-    D_BIAS,
-    D_WEIGHT,
-    D_BIAS_SUM,
-    PLANES,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    """Gradients of the projection, Σ Aᵀ M and Σ over heads of the bias's. Grid: (D / ROWS,)."""
-    outs = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    cols = tl.arange(0, DP)
-    d_weight = tl.zeros([ROWS, DP], tl.float32)
-    d_bias = tl.zeros([ROWS], tl.float32)
-    for start in range(0, PLANES * D, CHUNK):
-        features = start + tl.arange(0, CHUNK)
-        inside = features < PLANES * D
-        a = tl.load(
-            A + features[None, :].to(tl.int64) * D + outs[:, None],
-            mask=inside[None, :] & (outs[:, None] < D),
-            other=0.0,
-        )
-        means = tl.load(
-            MEANS + features[:, None].to(tl.int64) * D + cols[None, :],
-            mask=inside[:, None] & (cols[None, :] < D),
-            other=0.0,
-        )
-        d_weight = tl.dot(a, means, d_weight, input_precision="tf32x3")
-    for plane in range(PLANES):
-        d_bias += tl.load(D_BIAS + plane * D + outs, mask=outs < D, other=0.0)
-    out = D_WEIGHT + outs[:, None] * D + cols[None, :]
-    tl.store(out, d_weight, mask=(outs[:, None] < D) & (cols[None, :] < D))
-    tl.store(D_BIAS_SUM + outs, d_bias, mask=outs < D)

@@ -190,12 +190,13 @@ class _Attention(torch.autograd.Function):
         dq = dk = dv = d_weight = d_bias = grads = None
         with on_device(q), torch.autocast(q.device.type, enabled=False):
             g = row_major(g)
-            queries = backward.sum_queries(p, q, g, o_sparse, sums)
-            dq, delta = queries.dq, queries.delta
-            if sums is not None:
-                grads = backward.linear_grads(p, queries, sums, weight)
-                if needs_weight or needs_bias:
-                    d_weight, d_bias = backward.projection_grads(p, sums, grads)
+            delta, dq, d_k_sum_parts = backward.query_rows(p, q, g, o_sparse, sums)
+            if sums is not None and d_k_sum_parts is not None:
+                grads = backward.linear_grads(p, q, g, sums, weight, d_k_sum_parts)
+                if needs_weight:
+                    d_weight = grads.a.flatten(0, 1).T @ means.flatten(0, 1)
+                if needs_bias:
+                    d_bias = grads.d_bias.sum(0)
             if needs_q:
                 linear = sums is not None
                 backward.query_grad(p, q, k, v, g, dq, lse, delta, lut, linear=linear)
@@ -205,8 +206,8 @@ class _Attention(torch.autograd.Function):
             dq if needs_q else None,
             dk if needs_k else None,
             dv if needs_v else None,
-            d_weight if needs_weight else None,
-            d_bias if needs_bias else None,
+            d_weight,
+            d_bias,
             None,
             None,
         )

@@ -18,10 +18,21 @@ from sla_ckpt.attention.triton.tiles import (
 
 
 @triton.jit
-def inner_start(LIST, step, BLOCK: tl.constexpr, TILE_IN: tl.constexpr):
-    """First token of inner tile number ``step`` of the listed blocks."""
+def inner_rows(LIST, step, BLOCK: tl.constexpr, TILE_IN: tl.constexpr):
+    """Token indices of inner tile number ``step`` of the listed blocks."""
     parts: tl.constexpr = BLOCK // TILE_IN
-    return tl.load(LIST + step // parts) * BLOCK + (step % parts) * TILE_IN
+    block = tl.load(LIST + step // parts)
+    return block * BLOCK + (step % parts) * TILE_IN + tl.arange(0, TILE_IN)
+
+
+@triton.jit
+def gather_tile(
+    base, stride, rows, limit, cols, D: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr
+):
+    """As load_tile, with 64-bit offsets where a head's tokens span 2**31 elements or more."""
+    if WIDE:
+        rows = rows.to(tl.int64)
+    return load_tile(base, stride, rows, limit, cols, D, EVEN)
 
 
 @triton.jit
@@ -65,6 +76,7 @@ def forward_kernel(
     SAVE: tl.constexpr,
     EVEN_Q: tl.constexpr,
     EVEN_K: tl.constexpr,
+    WIDE: tl.constexpr,
     EPS: tl.constexpr,
 ):
     """One tile of queries. Grid: (query tiles, B * H)."""
@@ -74,7 +86,6 @@ def forward_kernel(
     length = LQ - tile * TILE
     rows = tl.arange(0, TILE)
     cols = tl.arange(0, DP)
-    inner = tl.arange(0, TILE_IN)
     q_base = Q + b * q_stride_b + h * q_stride_h + start * q_stride_l
     k_base = K + b * k_stride_b + h * k_stride_h
     v_base = V + b * v_stride_b + h * v_stride_h
@@ -84,15 +95,13 @@ def forward_kernel(
     acc = tl.zeros([TILE, DP], tl.float32)
     m = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
-    for step in range(KEPT * (BLOCK_K // TILE_IN)):
-        first = inner_start(lut, step, BLOCK_K, TILE_IN)
-        k_tile = k_base + first.to(tl.int64) * k_stride_l
-        v_tile = v_base + first.to(tl.int64) * v_stride_l
-        k = load_tile(k_tile, k_stride_l, inner, LK - first, cols, D, EVEN_K)
-        v = load_tile(v_tile, v_stride_l, inner, LK - first, cols, D, EVEN_K)
+    for step in range(tl.cdiv(KEPT * BLOCK_K, TILE_IN)):
+        keys = inner_rows(lut, step, BLOCK_K, TILE_IN)
+        k = gather_tile(k_base, k_stride_l, keys, LK, cols, D, EVEN_K, WIDE)
+        v = gather_tile(v_base, v_stride_l, keys, LK, cols, D, EVEN_K, WIDE)
         s = tl.dot(q, tl.trans(k))
         if not EVEN_K:
-            s = tl.where(inner[None, :] < LK - first, s, float("-inf"))
+            s = tl.where(keys[None, :] < LK, s, float("-inf"))
         # The scale is positive, so it can wait until it fuses with the subtraction.
         m_new = tl.maximum(m, tl.max(s, 1) * scale)
         p = tl.exp2(s * scale - m_new[:, None])
@@ -162,6 +171,7 @@ def query_grad_kernel(
     LINEAR: tl.constexpr,
     EVEN_Q: tl.constexpr,
     EVEN_K: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Gradient of one tile of queries, added to the linear branch's. Grid: (query tiles, B * H)."""
     tile, bh = tl.program_id(0), tl.program_id(1)
@@ -170,7 +180,6 @@ def query_grad_kernel(
     length = LQ - tile * TILE
     rows = tl.arange(0, TILE)
     cols = tl.arange(0, DP)
-    inner = tl.arange(0, TILE_IN)
     q_base = Q + b * q_stride_b + h * q_stride_h + start * q_stride_l
     g_base = G + b * g_stride_b + h * g_stride_h + start * g_stride_l
     k_base = K + b * k_stride_b + h * k_stride_h
@@ -188,15 +197,13 @@ def query_grad_kernel(
         acc = linear.to(tl.float32) / softmax_scale
     else:
         acc = tl.zeros([TILE, DP], tl.float32)
-    for step in range(KEPT * (BLOCK_K // TILE_IN)):
-        first = inner_start(lut, step, BLOCK_K, TILE_IN)
-        k_tile = k_base + first.to(tl.int64) * k_stride_l
-        v_tile = v_base + first.to(tl.int64) * v_stride_l
-        k = load_tile(k_tile, k_stride_l, inner, LK - first, cols, D, EVEN_K)
-        v = load_tile(v_tile, v_stride_l, inner, LK - first, cols, D, EVEN_K)
+    for step in range(tl.cdiv(KEPT * BLOCK_K, TILE_IN)):
+        keys = inner_rows(lut, step, BLOCK_K, TILE_IN)
+        k = gather_tile(k_base, k_stride_l, keys, LK, cols, D, EVEN_K, WIDE)
+        v = gather_tile(v_base, v_stride_l, keys, LK, cols, D, EVEN_K, WIDE)
         p = tl.exp2(tl.dot(q, tl.trans(k)) * scale - lse[:, None])
         if not EVEN_K:
-            p = tl.where(inner[None, :] < LK - first, p, 0.0)
+            p = tl.where(keys[None, :] < LK, p, 0.0)
         d_s = p * (tl.dot(g, tl.trans(v)) - delta[:, None])
         acc = tl.dot(d_s.to(k.dtype), k, acc)
     store_tile(out, dq_stride_l, rows, length, cols, D, acc * softmax_scale)
@@ -248,6 +255,7 @@ def key_grad_kernel(
     LINEAR: tl.constexpr,
     EVEN_Q: tl.constexpr,
     EVEN_K: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Gradients of one tile of keys and values, on top of the linear branch's.
 
@@ -262,15 +270,12 @@ def key_grad_kernel(
     length = LK - tile * TILE
     rows = tl.arange(0, TILE)
     cols = tl.arange(0, DP)
-    inner = tl.arange(0, TILE_IN)
     k_base = K + b * k_stride_b + h * k_stride_h + start * k_stride_l
     v_base = V + b * v_stride_b + h * v_stride_h + start * v_stride_l
     q_base = Q + b * q_stride_b + h * q_stride_h
     g_base = G + b * g_stride_b + h * g_stride_h
     block = bh.to(tl.int64) * NK + tile * TILE // BLOCK_K
     count = tl.load(COUNT + block)
-    lse_base = LSE + bh.to(tl.int64) * LQ
-    delta_base = DELTA + bh.to(tl.int64) * LQ
 
     k = load_tile(k_base, k_stride_l, rows, length, cols, D, EVEN_K)
     v = load_tile(v_base, v_stride_l, rows, length, cols, D, EVEN_K)
@@ -284,18 +289,17 @@ def key_grad_kernel(
     else:
         d_k = tl.zeros([TILE, DP], tl.float32)
         d_v = tl.zeros([TILE, DP], tl.float32)
-    for step in range(count * (BLOCK_Q // TILE_IN)):
-        first = inner_start(LIST + block * NQ, step, BLOCK_Q, TILE_IN)
-        q_tile = q_base + first.to(tl.int64) * q_stride_l
-        g_tile = g_base + first.to(tl.int64) * g_stride_l
-        q = load_tile(q_tile, q_stride_l, inner, LQ - first, cols, D, EVEN_Q)
-        g = load_tile(g_tile, g_stride_l, inner, LQ - first, cols, D, EVEN_Q)
+    for step in range(tl.cdiv(count * BLOCK_Q, TILE_IN)):
+        queries = inner_rows(LIST + block * NQ, step, BLOCK_Q, TILE_IN)
+        q = gather_tile(q_base, q_stride_l, queries, LQ, cols, D, EVEN_Q, WIDE)
+        g = gather_tile(g_base, g_stride_l, queries, LQ, cols, D, EVEN_Q, WIDE)
+        row_index = bh.to(tl.int64) * LQ + queries
         if EVEN_Q:
-            lse = tl.load(lse_base + first + inner)
-            delta = tl.load(delta_base + first + inner)
+            lse = tl.load(LSE + row_index)
+            delta = tl.load(DELTA + row_index)
         else:
-            lse = tl.load(lse_base + first + inner, mask=inner < LQ - first, other=0.0)
-            delta = tl.load(delta_base + first + inner, mask=inner < LQ - first, other=0.0)
+            lse = tl.load(LSE + row_index, mask=queries < LQ, other=0.0)
+            delta = tl.load(DELTA + row_index, mask=queries < LQ, other=0.0)
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - lse[None, :])
         d_v = tl.dot(p.to(g.dtype), g, d_v)
         d_s = p * (tl.dot(v, tl.trans(g)) - delta[None, :])
