@@ -490,3 +490,22 @@ def test_limits_of_the_hub_are_one_line(
     refused(cli("push", REPO, local.root, hub=hub), words)
     assert uploaded(hub) == 0
     assert_whole(hub, 0)
+
+
+def test_a_file_that_changes_during_the_push_is_not_committed(
+    any_hub: LoopbackHub, cli: Runner, local: Local
+) -> None:
+    """The trainer saves the next step into the folder while the push runs."""
+    ok(cli("push", REPO, local.root, hub=any_hub))
+    local.renew()
+    held = any_hub.faults.add("/preupload/", "stall", seconds=1)
+    process = cli.start("push", REPO, local.root, hub=any_hub)
+    wait_for(held)
+    local.renew()
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2, stdout + stderr
+    assert "Traceback" not in stderr
+    assert len(titles(any_hub)) == 2
+    assert_whole(any_hub, 1)
+    ok(cli("push", REPO, local.root, hub=any_hub))
+    assert_whole(any_hub, 2)
