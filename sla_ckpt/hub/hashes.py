@@ -29,7 +29,7 @@ SETTLED_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class FileHash:
-    """Content hashes of one file.
+    """Content hashes of one file; empty while it is to be hashed when it is sent.
 
     Attributes:
         size: Bytes.
@@ -40,6 +40,10 @@ class FileHash:
     size: int
     sha256: str
     git: str
+
+    @property
+    def is_pending(self) -> bool:
+        return not self.sha256
 
 
 def cache_path() -> Path:
@@ -79,6 +83,24 @@ class HashCache:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self._path, json.dumps(kept).encode())
 
+    def known(self, path: Path) -> FileHash | None:
+        """The hash of a file if it is remembered; nothing is read.
+
+        Raises:
+            TargetNotFoundError: It is gone.
+        """
+        stamp = stamp_of(path)
+        entry = self._entries.get(os.fspath(path.resolve()))
+        if entry is None or entry[:-2] != stamp or len(entry) != len(stamp) + 2:
+            return None
+        return FileHash(stamp[2], str(entry[-2]), str(entry[-1]))
+
+    def learn(self, path: Path, found: FileHash, *, stamp: list[int]) -> None:
+        """Remember a hash that somebody else made, of the file as ``stamp`` describes it."""
+        if found.size > SMALL and time.time() - stamp[3] / 1e9 > SETTLED_SECONDS:
+            self._entries[os.fspath(path.resolve())] = [*stamp, found.sha256, found.git]
+            self._changed = True
+
     def hash(self, path: Path, progress: Callable[[int], None] | None = None) -> FileHash:
         """Hash a file, or remember it.
 
@@ -89,35 +111,39 @@ class HashCache:
         Raises:
             TargetNotFoundError: It cannot be read, or changed while it was.
         """
+        stamp = stamp_of(path)
+        if (known := self.known(path)) is not None:
+            if progress is not None:
+                progress(known.size)
+            return known
         try:
-            before = path.stat()
-            key = os.fspath(path.resolve())
-            stamp = _stamp(before)
-            known = self._entries.get(key)
-            if known is not None and known[:-2] == stamp and len(known) == len(stamp) + 2:
-                if progress is not None:
-                    progress(before.st_size)
-                return FileHash(before.st_size, str(known[-2]), str(known[-1]))
-            found = _hash(path, before.st_size, progress)
-            after = path.stat()
+            found = _hash(path, stamp[2], progress)
         except OSError as error:
             raise TargetNotFoundError(
                 f"cannot read {path}: {error.strerror or error}", path=str(path)
             ) from error
-        if _stamp(after) != stamp:
+        if stamp_of(path) != stamp:
             raise TargetNotFoundError(
                 f"{path} changed while it was read",
                 hint="wait until the trainer has finished saving, then run the command again",
                 path=str(path),
             )
-        if before.st_size > SMALL and time.time() - before.st_mtime > SETTLED_SECONDS:
-            self._entries.pop(key, None)
-            self._entries[key] = [*stamp, found.sha256, found.git]
-            self._changed = True
+        self.learn(path, found, stamp=stamp)
         return found
 
 
-def _stamp(info: os.stat_result) -> list[int]:
+def stamp_of(path: Path) -> list[int]:
+    """What tells one content of a file from another without reading it.
+
+    Raises:
+        TargetNotFoundError: It is gone or cannot be looked at.
+    """
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise TargetNotFoundError(
+            f"cannot read {path}: {error.strerror or error}", path=str(path)
+        ) from error
     # The change time also tells an edit whose author set the modification time back.
     return [info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 

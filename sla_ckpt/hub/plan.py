@@ -22,7 +22,7 @@ from sla_ckpt.hub.files import (
     role_of,
     superseded,
 )
-from sla_ckpt.hub.hashes import FileHash, HashCache, hash_bytes
+from sla_ckpt.hub.hashes import FileHash, HashCache, hash_bytes, stamp_of
 from sla_ckpt.hub.remote import RemoteFile
 from sla_ckpt.hub.repo import RepoRef
 from sla_ckpt.state import STATE_FILE, TWIN_FILE, SLAState
@@ -32,6 +32,9 @@ Change = Literal["new", "changed", "unchanged"]
 #: The Hub refuses single files beyond this.
 MAX_FILE_BYTES = 50 * 10**9
 README = "README.md"
+#: From here on reading a file costs more than the bookkeeping for not reading it; the Hub never
+#: stores files of this size in git itself.
+LARGE = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class PushContent:
     """
 
     checkpoint: Checkpoint
-    files: Mapping[str, LocalFile]
+    files: dict[str, LocalFile]
     left_out: Mapping[str, str]
     state: SLAState
     base: str
@@ -121,7 +124,7 @@ class PushPlan:
                     "path": entry.path,
                     "change": entry.change,
                     "size": entry.file.hash.size,
-                    "sha256": entry.file.hash.sha256,
+                    "sha256": entry.file.hash.sha256 or None,
                 }
                 for entry in self.entries
             ],
@@ -137,9 +140,20 @@ def collect(
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
     training_state: bool = False,
+    unhashed_unless_in: Mapping[str, RemoteFile] | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> PushContent:
     """Choose and hash the files of a checkpoint, the twin made if it is missing or stale.
+
+    Args:
+        root: The checkpoint.
+        base: Folder in the repository.
+        include: Glob patterns to send although they would be left out.
+        exclude: Glob patterns to leave out.
+        training_state: Also what only a resume needs.
+        unhashed_unless_in: The repository's files. A large file that cannot be among them stays
+            unhashed: xet hashes while it sends, and reading it before would be for nothing.
+        progress: Called with (path, bytes).
 
     Raises:
         UsageError: A pattern leaves out a file that the model needs, or matches nothing.
@@ -189,7 +203,10 @@ def collect(
                 if progress is not None:
                     progress(path, size)
 
-            digest = hashes.hash(local, step)
+            digest = None
+            if unhashed_unless_in is not None:
+                digest = _leave_pending(hashes, local, unhashed_unless_in.get(prefix + path))
+            digest = digest or hashes.hash(local, step)
             if digest.size > MAX_FILE_BYTES:
                 raise HubError(
                     f"{path} has {digest.size:,} bytes, more than the Hub takes in one file",
@@ -198,6 +215,13 @@ def collect(
             files[prefix + path] = LocalFile(prefix + path, local, digest, path in needed)
     state = _add_twin(checkpoint, source, files, prefix)
     return PushContent(checkpoint, files, left_out, state, base)
+
+
+def _leave_pending(hashes: HashCache, local: Path, remote: RemoteFile | None) -> FileHash | None:
+    size = stamp_of(local)[2]
+    if size < LARGE or (remote is not None and remote.size == size):
+        return None
+    return hashes.known(local) or FileHash(size, "", "")
 
 
 def _add_twin(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from sla_ckpt.hub.card import choose_text
 from sla_ckpt.hub.client import ATTEMPTS, HubClient, connect, wait_for_retry
 from sla_ckpt.hub.failures import is_transient, status_of
 from sla_ckpt.hub.files import matches
+from sla_ckpt.hub.hashes import FileHash, HashCache, stamp_of
 from sla_ckpt.hub.plan import LocalFile, PushContent, PushPlan, collect, make_plan, same_content
 from sla_ckpt.hub.preflight import preflight
 from sla_ckpt.hub.remote import HubSource, RemoteFile, open_at
@@ -151,6 +152,7 @@ def push(
         include=options.include,
         exclude=options.exclude,
         training_state=options.training_state,
+        unhashed_unless_in=_listing_for_xet(head, options),
         progress=progress,
     )
     plan, warning = _plan(content, ref, head, root, options)
@@ -289,7 +291,8 @@ def _commit(
     for _ in range(REPLANS + 1):
         size = plan.bytes_to_send
         note(f"sending {count(len(plan.to_send), 'file')}, {size:,} bytes")
-        done = _try_commit(client, plan, options, note)
+        additions, plan = _upload(client, content, plan, options)
+        done = _try_commit(client, plan, additions, options, note)
         if done is not None:
             return plan, *done
         note("somebody else pushed meanwhile, planning anew")
@@ -304,23 +307,76 @@ def _commit(
     )
 
 
-def _try_commit(
-    client: HubClient, plan: PushPlan, options: PushOptions, note: Callable[[str], None]
-) -> tuple[str, str | None] | None:
-    """One plan's commit, tried again after transient failures; None when the parent is stale."""
-    repo_id, revision = plan.ref.repo_id, plan.ref.revision
+def _upload(
+    client: HubClient, content: PushContent, plan: PushPlan, options: PushOptions
+) -> tuple[list[Any], PushPlan]:
+    """Send the large files; the operations, and the plan with every hash known."""
     additions = [_addition(entry.file) for entry in plan.to_send]
-    with client.errors("upload to", repo_id):
+    stamps = [_stamp(entry.file) for entry in plan.to_send]
+    with client.errors("upload to", plan.ref.repo_id):
         client.retry(
             lambda: client.api.preupload_lfs_files(
-                repo_id,
+                plan.ref.repo_id,
                 additions,
-                revision=revision,
+                revision=plan.ref.revision,
                 create_pr=options.create_pr or None,
                 free_memory=False,
             )
         )
-    _refuse_changed(plan, additions)
+    learnt: dict[str, LocalFile] = {}
+    with HashCache() as hashes:
+        for entry, addition, stamp in zip(plan.to_send, additions, stamps, strict=True):
+            info, expected = addition.upload_info, entry.file.hash
+            # Hashed by the upload; where a version of the client does not tell, by reading it.
+            sent = info.sha256.hex() if expected.is_pending or info.is_hashed else expected.sha256
+            if (
+                info.size != expected.size
+                or stamp != _stamp(entry.file)
+                or (not expected.is_pending and sent != expected.sha256)
+            ):
+                raise HubError(
+                    f"{entry.path} changed while it was sent; nothing was committed",
+                    hint="wait until the trainer has finished saving, then run the command again",
+                )
+            if expected.is_pending and isinstance(entry.file.source, Path):
+                found = FileHash(expected.size, sent, "")
+                hashes.learn(entry.file.source, found, stamp=stamp)
+                learnt[entry.path] = replace(entry.file, hash=found)
+    content.files.update(learnt)
+    entries = tuple(
+        replace(entry, file=learnt.get(entry.path, entry.file)) for entry in plan.entries
+    )
+    return additions, replace(plan, entries=entries)
+
+
+def _stamp(file: LocalFile) -> list[int]:
+    return stamp_of(file.source) if isinstance(file.source, Path) else []
+
+
+def _uses_xet() -> bool:
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
+
+
+def _listing_for_xet(
+    head: HubSource | None, options: PushOptions
+) -> Mapping[str, RemoteFile] | None:
+    """The repository's files if what is not among them is hashed by xet; None if by us."""
+    if options.dry_run or not _uses_xet():
+        return None
+    return head.listing if head is not None else {}
+
+
+def _try_commit(
+    client: HubClient,
+    plan: PushPlan,
+    additions: list[Any],
+    options: PushOptions,
+    note: Callable[[str], None],
+) -> tuple[str, str | None] | None:
+    """One plan's commit, tried again after transient failures; None when the parent is stale."""
+    repo_id, revision = plan.ref.repo_id, plan.ref.revision
     operations = [*additions, *_deletions(plan)]
     message = options.message or f"Upload {_describe(plan)} with sla-ckpt"
     for attempt in range(ATTEMPTS):
@@ -389,11 +445,11 @@ def _holds(plan: PushPlan, listing: Mapping[str, RemoteFile]) -> bool:
 
 
 def _addition(file: LocalFile) -> Any:
-    from huggingface_hub import CommitOperationAdd, constants
+    from huggingface_hub import CommitOperationAdd
 
     source = file.source if isinstance(file.source, bytes) else str(file.source)
     addition = CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=source)
-    if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+    if not _uses_xet():
         # Saves reading the file a second time; over LFS the server checks what arrives against
         # it. Not over xet, where nobody would.
         addition.upload_info.sha256 = bytes.fromhex(file.hash.sha256)
@@ -404,19 +460,6 @@ def _deletions(plan: PushPlan) -> list[Any]:
     from huggingface_hub import CommitOperationDelete
 
     return [CommitOperationDelete(path, is_folder=False) for path in plan.removed]
-
-
-def _refuse_changed(plan: PushPlan, additions: list[Any]) -> None:
-    """A file that was rewritten between hashing and sending must not be committed."""
-    for entry, addition in zip(plan.to_send, additions, strict=True):
-        info, expected = addition.upload_info, entry.file.hash
-        if info.size != expected.size or (
-            getattr(info, "is_hashed", True) and info.sha256.hex() != expected.sha256
-        ):
-            raise HubError(
-                f"{entry.path} changed while it was sent; nothing was committed",
-                hint="wait until the trainer has finished saving, then run the command again",
-            )
 
 
 def _describe(plan: PushPlan) -> str:

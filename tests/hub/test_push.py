@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -547,6 +548,21 @@ def test_requests_that_the_client_does_not_repeat_are_repeated(
     hub.faults.add(request_line, "status", status=503)
     hub.faults.add(request_line, "lose")
     assert push(cli, hub, REPO, checkpoint)["commit"]
+
+
+def test_large_files_are_hashed_while_xet_sends_them_and_never_twice(
+    xet_hub: LoopbackHub, cli: Runner, checkpoint: Path
+) -> None:
+    weights = checkpoint / WEIGHTS
+    weights.write_bytes(safetensors_bytes({"w": (6000, 6000)}, "BF16"))
+    os.utime(weights, (1_700_000_000, 1_700_000_000))
+    xet_hub.add_repo(REPO)
+    xet_hub.faults.add("POST .*/commit/", "status", status=412)  # plans anew in between
+    result = push(cli, xet_hub, REPO, checkpoint)
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    shown = {item["path"]: item["sha256"] for item in result["plan"]["files"]}
+    assert shown[WEIGHTS] == xet_hub.files(REPO)[WEIGHTS][1] == sha256
+    assert push(cli, xet_hub, REPO, checkpoint)["commit"] is None
 
 
 def test_kill_during_the_upload_leaves_no_commit_and_a_rerun_finishes(
