@@ -24,11 +24,20 @@ def settings_incomplete(context: Context) -> Iterator[Fault]:
         return
     path = context.state_path
     fix = f"run: sla-ckpt verify --fix {context.target} (fills in the defaults)"
+    record = (
+        f"record what the run used: sla-ckpt migrate {context.target} with --topk, --feature-map, "
+        "--blkq, --blkk"
+    )
     raw = context.raw_settings
     if raw is None:
         value = context.body.get("settings")
-        shown = "None" if value is None else short_repr(value)
-        yield Fault(f"{path}: settings is {shown}", path=path, help=fix, fixable=value is None)
+        absent = value is None
+        yield Fault(
+            f"{path}: settings is {short_repr(value)}",
+            path=path,
+            help=fix if absent else record,
+            fixable=absent,
+        )
         return
     try:
         SLASettings.from_mapping(raw)
@@ -36,8 +45,7 @@ def settings_incomplete(context: Context) -> Iterator[Fault]:
         yield Fault(
             f"{path}: {error.message}",
             path=path,
-            help=f"record the right value: sla-ckpt migrate {context.target} with --topk, "
-            "--feature-map, --blkq or --blkk",
+            help=record,
             fixable=False,
         )
     missing = [name for name in SLASettings.names() if name not in raw]

@@ -26,6 +26,8 @@ def weights_unreadable(context: Context) -> Iterator[Fault]:
     for path, header in context.headers.items():
         if isinstance(header, FormatError):
             hint = header.hint if header.kind in _OWN_HINT else last_good(context)
+            if "__metadata__" in header.message:
+                hint = "the tensors may be whole: save the file again with text as metadata values"
             yield Fault(header.message, path=path, help=hint)
     for component in context.checkpoint.components:
         yield from _other_weights(context, component)

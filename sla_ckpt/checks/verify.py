@@ -128,6 +128,7 @@ def open_target(target: str | Path, *, token: str | None = None) -> tuple[Source
         TargetNotFoundError: No such path, or it cannot be opened.
         HubError: It is a repository that cannot be reached.
     """
+    _refuse_empty(target)
     path = expand(target)
     try:
         is_file, is_directory = path.is_file(), path.is_dir()
@@ -166,6 +167,12 @@ def open_target(target: str | Path, *, token: str | None = None) -> tuple[Source
     raise TargetNotFoundError(f"cannot open {target}", path=str(target))
 
 
+def _refuse_empty(target: str | Path) -> None:
+    """An unset variable in a script must not mean the current directory."""
+    if isinstance(target, str) and not target.strip():
+        raise UsageError("an empty target", hint="name a checkpoint; . is the current directory")
+
+
 def expand_target(target: str, *, recursive: bool = False) -> list[str]:
     """The targets that one argument stands for.
 
@@ -175,6 +182,7 @@ def expand_target(target: str, *, recursive: bool = False) -> list[str]:
     Raises:
         TargetNotFoundError: A folder cannot be listed.
     """
+    _refuse_empty(target)
     path = expand(target)
     try:
         if not path.is_dir() or (not recursive and looks_like_checkpoint(path.resolve())):

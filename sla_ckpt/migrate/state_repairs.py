@@ -18,6 +18,7 @@ from sla_ckpt.text import short_repr
 
 #: Where people put a payload inside another dict.
 _WRAPPERS = ("module", "state_dict", "model", "sla", "sla_attention")
+_NAME_THEM = "name the right ones: sla-ckpt migrate with --topk, --feature-map, --blkq, --blkk"
 _EXACT = ("bfloat16", "float16")
 
 
@@ -186,16 +187,19 @@ def _same(first: Mapping[str, StoredTensor], second: Mapping[str, StoredTensor])
 def _settings(draft: Draft) -> None:
     """Every setting there, of its own type, and nothing else."""
     raw = draft.settings
+    shown = short_repr(raw)
     if raw is not None and not isinstance(raw, Mapping):
-        draft.problem(f"settings are {short_repr(raw)}, not a dict", "SLA101")
-        return
+        if not draft.context.given:
+            draft.problem(f"settings are {shown}, not a dict", "SLA101", _NAME_THEM)
+            return
+        raw = None
     defaults = (draft.context.settings or SLASettings()).to_dict()
     present = {} if raw is None else {k: v for k, v in raw.items() if k in SLASettings.names()}
     try:
         merged = {**defaults, **present, **draft.context.given}
         complete = SLASettings.from_mapping(merged).to_dict()
     except StructureError as error:
-        draft.problem(error.message, "SLA101", "set it: sla-ckpt migrate --topk, --blkq, …")
+        draft.problem(error.message, "SLA101", _NAME_THEM)
         return
     if raw is not None and _identical(raw, complete):
         return
@@ -203,7 +207,7 @@ def _settings(draft: Draft) -> None:
         return
     basis = "the run's configuration" if draft.context.settings else "the trainer's defaults"
     if raw is None:
-        before, title = "None", f"settings filled in from {basis}"
+        before, title = shown, f"settings filled in from {basis}"
     else:
         absent = [name for name in complete if name not in raw]
         extra = [short_repr(name) for name in raw if name not in complete]

@@ -52,6 +52,8 @@ def verify_and_fix(
         local = path.is_dir() or (path.is_file() and path.name == STATE_FILE)
         codes = {f.code for f in report.findings if f.fixable}
         codes -= set() if migrate_options.drop_strays else {"SLA207"}
+        if codes and not local:
+            note(f"{report.target}: only folders and {STATE_FILE} are repaired, not this")
         if not local or not codes:
             yield report
             continue

@@ -49,12 +49,17 @@ def test_a_good_checkpoint_has_no_errors_and_no_warnings(good: Path) -> None:
     assert report.expected == report.found == ("128:bf16",)
 
 
-def test_every_rule_has_a_page_that_names_it() -> None:
+def test_every_rule_has_a_page_that_says_what_the_rule_says() -> None:
     for rule in all_rules():
-        assert rule_page(rule.code).startswith(f"# {rule.code}: ")
+        page = rule_page(rule.code)
+        level = next(line for line in page.splitlines() if line.startswith("**Level:**"))
+        assert page.startswith(f"# {rule.code}: {rule.title}\n")
+        assert level.startswith(f"**Level:** {rule.level}")
+        assert ("**Fixable:**" in level) == rule.fixable, rule.code
 
 
 def test_sla001_counts_the_signs_of_sla(good: Path) -> None:
+    """Public report 53: a partial copy; the missing sidecar is named."""
     (good / "sla_attention.pt").unlink()
     (good / "simpletuner_config.json").write_text('{"attention_mechanism": "sla"}')
     finding = only(verify(good), "SLA001")
@@ -106,6 +111,7 @@ def test_sla001_points_to_the_twin_when_only_the_twin_is_left(good: Path) -> Non
     ids=["empty", "html", "lfs-pointer", "garbage"],
 )
 def test_sla002_names_what_the_file_really_is(good: Path, content: bytes, words: str) -> None:
+    """Public reports 23 and 34: a pointer, an empty file, a web page."""
     (good / "sla_attention.pt").write_bytes(content)
     report = verify(good)
     assert words in only(report, "SLA002").message
@@ -126,6 +132,7 @@ def test_sla002_finds_a_flipped_bit() -> None:
 
 
 def test_sla003_names_the_global_and_does_not_run_it(good: Path, tmp_path: Path) -> None:
+    """Public report 38: a class outside the allow-list is named, never loaded."""
     import io
     import zipfile
 
@@ -219,6 +226,7 @@ def test_sla106_reads_a_python_dict_too(good: Path, tmp_path: Path) -> None:
 
 
 def test_sla107_is_silent_when_the_twin_records_the_variant(good: Path) -> None:
+    """Public report 8: the SLA variant is kept in the provenance."""
     saved = factories.state(origin={"sla_variant": "main"})
     (good / "sla_attention.safetensors").write_bytes(encode_twin(saved, pt_sha256="0" * 64))
     assert codes(verify(good)) == []
@@ -230,6 +238,7 @@ def test_sla201_names_the_key(name: str) -> None:
 
 
 def test_sla202_names_the_missing_pair(good: Path) -> None:
+    """Public report 5: which geometry the file has and which the model declares."""
     rewrite(good, factories.state("64:bf16"))
     message = only(verify(good), "SLA202").message
     assert "pair 128:bf16 is missing" in message
@@ -275,6 +284,7 @@ def test_sla204_names_the_dtype() -> None:
 
 
 def test_sla205_counts_the_values_and_names_the_tensor(good: Path) -> None:
+    """Public report 43: one NaN in the bias."""
     projection = factories.projection(128)
     bias = projection.bias.copy()
     bias[7] = np.nan
@@ -285,6 +295,7 @@ def test_sla205_counts_the_values_and_names_the_tensor(good: Path) -> None:
 
 
 def test_sla206_is_a_warning_and_fails_only_when_strict(good: Path) -> None:
+    """Public report 1: a projection that was never trained."""
     rewrite(good, factories.zero_state())
     report = verify(good)
     assert only(report, "SLA206").level == "warning"
@@ -351,6 +362,7 @@ def test_sla212_finds_a_twin_of_another_state(good: Path) -> None:
 
 
 def test_sla301_points_to_the_last_complete_checkpoint(tmp_path: Path) -> None:
+    """Public report 15: the newest checkpoint is not whole."""
     factories.write_full_checkpoint(tmp_path / "checkpoint-10", trainer=True)
     broken = factories.write_full_checkpoint(tmp_path / "checkpoint-20", trainer=True)
     (broken / ".guard").unlink()
@@ -403,6 +415,7 @@ def weights_of(checkpoint: Path) -> Path:
 def test_sla302_says_what_is_wrong_with_a_weight_file(
     good: Path, damage: Callable[[bytes], bytes], words: str
 ) -> None:
+    """Public reports 22, 23, 25 and 27: cut, a pointer, a torch zip, too short."""
     path = weights_of(good)
     path.write_bytes(damage(path.read_bytes()))
     finding = only(verify(good, VerifyOptions(select=("SLA302",))), "SLA302")
@@ -421,6 +434,7 @@ def sharded(tmp_path: Path) -> Path:
 
 
 def test_sla303_lists_missing_shards_and_counts_their_tensors(sharded: Path) -> None:
+    """Public report 45: the index names an absent shard."""
     assert verify(sharded).ok
     (sharded / "transformer/diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
     message = only(verify(sharded), "SLA303").message
@@ -453,6 +467,7 @@ def test_sla303_an_index_that_names_a_path_outside_is_refused(sharded: Path) -> 
 
 
 def test_sla303_reads_the_index_of_bin_shards(tmp_path: Path) -> None:
+    """Public report 48: only *.bin.index.json is there."""
     factories.write_denoiser(tmp_path / "transformer")
     weights_of(tmp_path).unlink()
     (tmp_path / "transformer/diffusion_pytorch_model.bin.index.json").write_text(
@@ -462,6 +477,7 @@ def test_sla303_reads_the_index_of_bin_shards(tmp_path: Path) -> None:
 
 
 def test_sla304_depends_on_the_purpose() -> None:
+    """Public report 14: trainer state that a fresh process refuses."""
     trap = DATA / "checkpoints/optimizer_trap/checkpoint-3"
     assert only(verify(trap), "SLA304").level == "warning"
     assert only(verify(trap, VerifyOptions(purpose="resume")), "SLA304").level == "error"
@@ -541,3 +557,58 @@ def test_checkpoints_that_simpletuner_wrote_are_recognised(name: str) -> None:
     assert report.kind == kinds.get(name, "lycoris")
     assert "SLA304" in codes(report)
     assert not {"SLA302", "SLA303", "SLA004", "SLA002"} & set(codes(report))
+
+
+def test_a_killed_save_is_listed_file_by_file(sharded: Path) -> None:
+    """Public report 21: an empty shard, and a temporary file beside it."""
+    empty = sharded / "transformer/diffusion_pytorch_model-00002-of-00003.safetensors"
+    empty.write_bytes(b"")
+    (sharded / "transformer/diffusion_pytorch_model-00003.tmp").write_bytes(b"x")
+    report = verify(sharded)
+    finding = only(report, "SLA302")
+    assert "00002-of-00003.safetensors is empty (0 bytes)" in finding.message
+    assert "regen" not in (finding.help or "")  # which makes a state, not weights
+    assert "00003.tmp" in only(report, "SLA301").message
+
+
+def test_a_stale_index_gives_both_lists(sharded: Path) -> None:
+    """Public report 46: the index is of a save in more shards than are here."""
+    folder = sharded / "transformer"
+    for number in (1, 2, 3):
+        name = f"diffusion_pytorch_model-{number:05d}-of-00003.safetensors"
+        if number < 3:
+            (folder / name).rename(folder / name.replace("-of-00003", "-of-00002"))
+        else:
+            (folder / name).unlink()
+    message = only(verify(sharded), "SLA303").message
+    assert "names 3 shards not here" in message
+    assert "diffusion_pytorch_model-00003-of-00003.safetensors" in message
+    assert "diffusion_pytorch_model-00002-of-00002.safetensors are here instead" in message
+
+
+def test_a_lora_called_sla_is_not_taken_for_one(tmp_path: Path) -> None:
+    """Public report 9: kernel-only sparsity has no projection that could be missing."""
+    lora = factories.write_lora(tmp_path)
+    file = lora / "pytorch_lora_weights.safetensors"
+    file = file.rename(lora / "minimax_h3_sla_lora.safetensors")
+    message = only(verify(file), "SLA001").message
+    assert "nothing here says that SLA was used" in message
+
+
+def test_weights_with_metadata_that_is_no_text_name_the_entry(good: Path) -> None:
+    """Public report 29: a number as a metadata value."""
+    header = b'{"__metadata__":{"step":7},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    weights_of(good).write_bytes(len(header).to_bytes(8, "little") + header + b"x")
+    finding = only(verify(good), "SLA302")
+    assert "__metadata__ entry 'step' = 7" in finding.message
+    assert "save the file again" in (finding.help or "")
+
+
+def test_a_state_without_keys_is_one_finding() -> None:
+    target = DATA / "states/wrong/state_flat/sla_attention.pt"
+    report = verify(target)
+    assert codes(report, "error") == ["SLA201"]
+    assert "'proj_l.bias' stand under no key" in only(report, "SLA201").message
+    assert not only(report, "SLA201").fixable
+    known = verify(target, VerifyOptions(expect=(PairKey(128, "bf16"),)))
+    assert only(known, "SLA201").fixable

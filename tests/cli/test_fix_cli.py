@@ -109,3 +109,32 @@ def test_what_cannot_be_repaired_keeps_exit_1_and_names_the_way_out(tmp_path: Pa
     result = run("verify", "--fix", folder)
     assert result.returncode == 1
     assert "sla-ckpt regen" in result.stdout
+
+
+def test_a_legacy_file_and_what_it_hides_are_repaired_in_one_go(tmp_path: Path) -> None:
+    source = factories.DATA / "states/wrong/legacy_nonzip_torch_save/sla_attention.pt"
+    shutil.copy(source, tmp_path)
+    result = run("verify", "--fix", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "old, non-zip torch file -> zip" in result.stderr
+    assert "128:bf16" in str(next(iter(read_state(tmp_path / "sla_attention.pt").pairs)))
+
+
+def test_a_key_without_dtype_is_completed_when_the_dtype_is_known(tmp_path: Path) -> None:
+    source = factories.DATA / "states/wrong/state_flat/sla_attention.pt"
+    shutil.copy(source, tmp_path)
+    unknown = run("verify", "--fix", tmp_path)
+    assert unknown.returncode == 1
+    assert "--expect 128:bf16" in unknown.stdout
+    known = run("verify", "--fix", "--expect", "128:bf16", tmp_path)
+    assert known.returncode == 0, known.stdout + known.stderr
+    assert codes(tmp_path, "--expect", "128:bf16") == ["SLA107"]
+
+
+def test_other_names_are_verified_and_said_to_be_left_alone(tmp_path: Path) -> None:
+    source = factories.DATA / "states/settings_none/sla_attention.pt"
+    before = shutil.copy(source, tmp_path / "other.pt").read_bytes()
+    result = run("verify", "--fix", tmp_path / "other.pt")
+    assert result.returncode == 1
+    assert "are repaired, not this" in result.stderr
+    assert (tmp_path / "other.pt").read_bytes() == before

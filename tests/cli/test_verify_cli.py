@@ -85,6 +85,7 @@ def test_several_targets_give_a_list_and_a_bad_one_does_not_stop_the_rest(
 
 
 def test_a_folder_of_good_and_bad_files_reports_every_file(tmp_path: Path) -> None:
+    """Public report 36: one bad file does not end the scan of a folder."""
     from sla_ckpt import encode_state
 
     (tmp_path / "a.pt").write_bytes(encode_state(factories.state()))
@@ -129,6 +130,7 @@ def test_github_annotations_are_workflow_commands(good: Path) -> None:
 
 
 def test_no_colours_in_a_pipe_and_colours_when_forced(good: Path) -> None:
+    """Public report 79: colour codes in pipes."""
     assert "\x1b[" not in run("verify", good).stdout
     assert "\x1b[" in run("verify", good, FORCE_COLOR="1").stdout
     assert "\x1b[" not in run("verify", good, FORCE_COLOR="1", NO_COLOR="1").stdout
@@ -144,6 +146,10 @@ def test_quiet_prints_nothing_for_a_good_checkpoint(good: Path) -> None:
     [
         ["verify", "--expect", "128"],
         ["verify", "--expect", "128:bf17"],
+        ["verify", "--expect", ""],
+        ["verify", "--base-model", "/no/such/folder"],
+        ["verify", "--against", "/no/such/folder"],
+        ["verify", ""],
         ["verify", "--resolution", "large"],
         ["verify", "--select", "SLA999"],
         ["verify", "--tokens", "0"],
@@ -172,6 +178,7 @@ def test_an_unreadable_file_is_one_line_and_exit_2(good: Path) -> None:
 
 
 def test_names_that_no_encoding_has_are_printed_safely(tmp_path: Path) -> None:
+    """Public report 57: paths that are not ASCII."""
     folder = factories.write_full_checkpoint(tmp_path / "modèle_検証")
     result = run("verify", folder, PYTHONIOENCODING="ascii")
     assert result.returncode == 0
@@ -234,3 +241,62 @@ def test_env_never_shows_the_token() -> None:
     assert json.loads(run("env", "--format", "json", HF_TOKEN=" \n").stdout)["hub"]["token"] == (
         "not set"
     )
+
+
+@pytest.mark.parametrize("name", ["~/none", "./none", "C:\\none"])
+def test_a_missing_path_is_no_bad_repository(tmp_path: Path, name: str) -> None:
+    """Public report 60: paths that are not there are not validated as repository ids."""
+    result = run("verify", name, cwd=tmp_path, HOME=str(tmp_path))
+    assert result.returncode == 2
+    assert "no such file or folder" in result.stdout
+    assert "hf://" not in result.stdout
+
+
+def test_an_empty_folder_is_a_failure(tmp_path: Path) -> None:
+    """Public report 80: nothing found must not end with exit 0."""
+    result = run("verify", tmp_path)
+    assert result.returncode == 1
+    assert "nothing here looks like a checkpoint" in result.stdout
+
+
+def test_commands_in_hints_can_be_pasted(tmp_path: Path) -> None:
+    folder = factories.write_full_checkpoint(tmp_path / "my run" / "checkpoint-1")
+    (folder / "sla_attention.pt").unlink()
+    assert f"sla-ckpt regen '{folder}'" in run("verify", folder).stdout
+
+
+def test_a_reader_that_goes_away_is_no_error_and_no_finding(good: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sla_ckpt", "rules"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux)")
+def test_a_full_disk_behind_stdout_is_one_line(good: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "sla_ckpt", "verify", str(good)],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: No space left on device")
+    assert "Traceback" not in result.stderr
+
+
+def test_sarif_locations_are_relative_to_where_the_command_ran(good: Path) -> None:
+    (good / "sla_attention.pt").write_bytes(b"")
+    for target, cwd, uri in (
+        ("checkpoint-500", good.parent, "checkpoint-500/sla_attention.pt"),
+        (good, good.parent, "checkpoint-500/sla_attention.pt"),
+        (good, Path("/"), str(good / "sla_attention.pt").lstrip("/")),
+        (good, good / "transformer", (good / "sla_attention.pt").as_uri()),
+    ):
+        value = json.loads(run("verify", "--format", "sarif", target, cwd=cwd).stdout)
+        location = value["runs"][0]["results"][0]["locations"][0]["physicalLocation"]
+        assert location["artifactLocation"]["uri"] == uri

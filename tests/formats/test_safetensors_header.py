@@ -81,11 +81,13 @@ def test_a_huge_file_costs_two_small_reads() -> None:
 
 @pytest.mark.parametrize("size", range(8))
 def test_a_file_of_a_few_bytes_gives_its_size(size: int) -> None:
+    """Public report 27: files of 0 to 7 bytes."""
     error = fault(b"\x01" * size)
     assert str(size) in error.message
 
 
 def test_truncation_says_what_is_needed_and_what_is_there() -> None:
+    """Public report 22: both sizes are given."""
     data = safetensors.numpy.save({"a": np.ones(100, np.float32)})
     for cut in (1, 399, 410):
         error = fault(data[:-cut])

@@ -197,6 +197,7 @@ def test_damaged_deflate_data_is_refused() -> None:
 
 @pytest.mark.parametrize("cut", [1, 21, 22, 60, 100, 500, 5000, 60000, 68000, 68100])
 def test_a_truncated_file_says_so(cut: int) -> None:
+    """Public report 35: a torch zip without its end."""
     data = GOOD_STATE.read_bytes()[:-cut]
     with pytest.raises(FormatError) as caught:
         read_torch_zip(data, name="sla_attention.pt")

@@ -66,6 +66,7 @@ def test_equal_layers_become_one_pair(layout: str, container: str, tmp_path: Pat
 
 @pytest.mark.parametrize("nesting", NESTINGS)
 def test_training_dumps_are_unwrapped(nesting: str, tmp_path: Path) -> None:
+    """Public report 42: weights under a top-level key, or under a prefix."""
     tensors = layer_tensors("turbodiffusion", dtype=torch.bfloat16)
     source = save_pth(tmp_path / "dump.pth", NESTINGS[nesting](tensors))
     migrate(source)
@@ -96,6 +97,7 @@ def test_a_legacy_torch_file_is_read_through_torchs_weights_only_loader(tmp_path
 
 
 def test_quantised_neighbours_and_views_do_not_matter(tmp_path: Path) -> None:
+    """Public reports 4 and 32: int8 neighbours are not needed, non-contiguous views are copied."""
     tensors = layer_tensors("turbodiffusion")
     for name in [name for name in tensors if "ffn" in name]:
         tensors[name.replace("weight", "int8_weight")] = torch.ones(4, 4, dtype=torch.int8)
@@ -172,6 +174,7 @@ def test_only_the_projections_leave_the_disk(tmp_path: Path, monkeypatch: Any) -
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(change: Any, words: str, tmp_path: Path) -> None:
+    """Public report 41 among others: names that collide once wrappers are stripped."""
     tensors = layer_tensors("turbodiffusion")
     change(tensors)
     source = save_pth(tmp_path / "model.pth", tensors)
@@ -201,6 +204,7 @@ def test_layers_that_differ_are_refused_with_their_spread(tmp_path: Path) -> Non
 
 
 def test_layers_that_are_zero_are_counted_and_not_refused(tmp_path: Path) -> None:
+    """Public report 2: a published file whose projections are all zero."""
     tensors = layer_tensors("turbodiffusion", layers=40)
     zeros = {name: torch.zeros_like(value) for name, value in tensors.items()}
     result = migrate(save_pth(tmp_path / "zeros.pth", zeros))
@@ -208,6 +212,7 @@ def test_layers_that_are_zero_are_counted_and_not_refused(tmp_path: Path) -> Non
 
 
 def test_a_file_of_another_geometry_is_refused(tmp_path: Path) -> None:
+    """Public report 5: a 30-layer file for a 40-layer model."""
     import json
 
     transformer = tmp_path / "transformer"
@@ -329,6 +334,7 @@ def test_an_adapters_other_deltas_are_reported(tmp_path: Path) -> None:
 
 
 def test_a_lora_without_projections_has_nothing_to_migrate(tmp_path: Path) -> None:
+    """Public report 9: a LoRA with "sla" in its name and no projection in it."""
     lora = {"transformer.blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 2)}
     source = save_safetensors(tmp_path / "minimax_sla_lora.safetensors", lora)
     with pytest.raises(MigrationError, match="nothing to migrate"):
@@ -336,6 +342,7 @@ def test_a_lora_without_projections_has_nothing_to_migrate(tmp_path: Path) -> No
 
 
 def test_settings_are_recorded_as_given_and_marked_when_assumed(tmp_path: Path) -> None:
+    """Public report 8: the SLA variant is part of the provenance."""
     source = save_pth(tmp_path / "model.pth", layer_tensors("turbodiffusion"))
     result = migrate(source)
     assert any("does not say which settings" in note for note in result.plan.notes)
@@ -361,6 +368,7 @@ def test_settings_are_recorded_as_given_and_marked_when_assumed(tmp_path: Path) 
     ],
 )  # fmt: skip
 def test_a_damaged_or_unsafe_source_is_one_error(make: Any, tmp_path: Path) -> None:
+    """Public reports 23, 38 and 39: pointers, whole modules and foreign globals."""
     source = tmp_path / "model.pth"
     make(source)
     with pytest.raises(SlaCkptError) as caught:

@@ -185,6 +185,7 @@ def test_two_keys_that_become_one_must_be_equal(tmp_path: Path) -> None:
                "module._orig_mod."]
 )  # fmt: skip
 def test_wrapper_prefixes_are_stripped(prefix: str, tmp_path: Path) -> None:
+    """Public report 41: wrapper prefixes in keys."""
     tensors = payload()["state"]["128:bf16"]
     renamed = {prefix + name: value for name, value in tensors.items()}
     state = assert_repaired(saved(tmp_path / "c", payload(state={"128:bf16": renamed})),
@@ -208,6 +209,7 @@ def test_a_collision_of_stripped_names_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrapper", ["module", "state_dict", "model"])
 def test_a_wrapped_payload_is_unwrapped(wrapper: str, tmp_path: Path) -> None:
+    """Public report 42: the payload sits under another key."""
     state = assert_repaired(saved(tmp_path / "c", {wrapper: payload()}), "unwrapped")
     assert_same_projection(state)
 
@@ -281,6 +283,7 @@ def test_a_malicious_legacy_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_safetensors_under_the_states_name_become_a_state(tmp_path: Path) -> None:
+    """Public report 26: safetensors bytes under .pt."""
     folder = checkpoint(tmp_path / "c", "wrong/safetensors_renamed")
     result = migrate(folder)
     assert not result.plan.is_empty or result.plan.problems
@@ -446,6 +449,7 @@ def test_repairs_are_idempotent_and_never_lose_a_pair(
 
 
 def test_a_torch_file_under_the_twins_name_becomes_a_state(tmp_path: Path) -> None:
+    """Public report 25: a torch zip under .safetensors."""
     shutil.copy(GOOD_STATE, tmp_path / "sla_attention.safetensors")
     assert titles(tmp_path) == ["state written from its twin", "twin written"]
     assert (tmp_path / "sla_attention.pt").read_bytes() == GOOD_STATE.read_bytes()
@@ -457,6 +461,7 @@ def test_a_torch_file_under_the_twins_name_becomes_a_state(tmp_path: Path) -> No
 def test_metadata_that_is_no_text_becomes_text_and_foreign_entries_stay(
     with_state: bool, tmp_path: Path
 ) -> None:
+    """Public reports 29 and 31: metadata that is no text; the user's entries are kept."""
     good = SLAState(read_state(GOOD_STATE).pairs, SLASettings(), origin={"data": "real"})
     twin = tmp_path / "sla_attention.safetensors"
     raw = encode_twin(good, pt_sha256="", extra={"step": "77777", "author": "me"})
@@ -471,6 +476,7 @@ def test_metadata_that_is_no_text_becomes_text_and_foreign_entries_stay(
 
 
 def test_an_unsafe_state_is_a_problem_by_name_and_stays_untouched(tmp_path: Path) -> None:
+    """Public report 38: a foreign class is named, never unpickled."""
     import argparse
 
     folder = saved(tmp_path / "c", payload(settings=argparse.Namespace(topk=0.2)))
@@ -483,6 +489,7 @@ def test_an_unsafe_state_is_a_problem_by_name_and_stays_untouched(tmp_path: Path
 
 
 def test_a_path_that_is_not_ascii_works_for_every_repair(tmp_path: Path) -> None:
+    """Public report 57: a path that is not ASCII."""
     data = Path(__file__).parents[1] / "data" / "checkpoints" / "out_peft" / "checkpoint-3"
     folder = tmp_path / "modèle_検証"
     shutil.copytree(data, folder)
@@ -506,3 +513,48 @@ def test_the_sla_variant_is_recorded_on_request(tmp_path: Path) -> None:
     assert titles(folder, variant="main") == ["twin written"]
     assert titles(folder) == []
     assert (folder / "sla_attention.pt").read_bytes() == GOOD_STATE.read_bytes()
+
+
+def test_settings_of_another_type_are_for_the_user_to_name(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "c", payload(settings="topk=0.2"))
+    (finding,) = [f for f in checks.verify(folder).findings if f.code == "SLA101"]
+    assert "settings is 'topk=0.2'" in finding.message
+    assert not finding.fixable
+    assert f"sla-ckpt migrate {folder} with --topk" in (finding.help or "")
+    assert "--topk" in str(migrate(folder).plan.problems[0].hint)
+    (step,) = migrate(folder, MigrateOptions(topk=0.3)).plan.steps
+    assert step.before == "'topk=0.2'"
+    assert read_state(folder / "sla_attention.pt").settings == SLASettings(topk=0.3)
+
+
+def test_a_dry_run_leaves_only_what_the_plan_does_not_repair(tmp_path: Path) -> None:
+    from sla_ckpt.migrate.show import with_remaining
+
+    folder = checkpoint(tmp_path / "c", "wrong/key_no_dtype")
+    options = MigrateOptions(expect=(PAIR, PairKey(64, "bf16")))
+    planned = with_remaining(migrate(folder, options, dry_run=True), options, dry_run=True).plan
+    done = with_remaining(migrate(folder, options), options, dry_run=False).plan
+    assert [step.code for step in planned.steps] == ["SLA201"]
+    assert planned.problems == done.problems
+    (problem,) = planned.problems
+    assert "pair 64:bf16 is missing" in problem.message
+    assert str(folder) in (problem.hint or "")
+
+
+def test_sharded_bin_weights_are_read_through_their_own_index(tmp_path: Path) -> None:
+    """Public report 48: *.bin.index.json is an index, too."""
+    name = "blocks.{}.attn1.attn_impl.proj_l.{}"
+    one = {"weight": torch.eye(8), "bias": torch.ones(8)}
+    weight_map = {}
+    for layer in range(2):
+        file = f"diffusion_pytorch_model-0000{layer + 1}-of-00002.bin"
+        tensors = {name.format(layer, key): value.clone() for key, value in one.items()}
+        torch.save(tensors, tmp_path / file)
+        weight_map.update(dict.fromkeys(tensors, file))
+    index = tmp_path / "diffusion_pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    out = tmp_path / "out"
+    out.mkdir()
+    migrate(out, MigrateOptions(source=index))
+    (projection,) = read_state(out / "sla_attention.pt").pairs.values()
+    assert np.array_equal(projection.weight, np.eye(8, dtype=np.float32))

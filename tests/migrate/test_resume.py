@@ -63,6 +63,7 @@ def train_and_save(folder: Path, pairs: int, steps: int = 3) -> list[torch.Tenso
 
 @pytest.mark.parametrize("pairs", [1, 2])
 def test_resume_fails_in_the_trap_and_works_after_the_repair(pairs: int, tmp_path: Path) -> None:
+    """Public reports 13 and 14: a different number of parameter groups on resume."""
     folder = tmp_path / "checkpoint-3"
     saved = train_and_save(folder, pairs)
     assert len(read_optimizer(folder / "optimizer.bin").sla_groups()) == pairs
