@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -127,6 +127,10 @@ class LocalSource:
 
     def files(self) -> Mapping[str, int]:
         return self._files
+
+    def leave_out(self, unwanted: Callable[[str], bool]) -> None:
+        """Forget files that are not part of what the user named."""
+        self._files = {path: size for path, size in self._files.items() if not unwanted(path)}
 
     def local_path(self, path: str) -> Path:
         return self.root / path

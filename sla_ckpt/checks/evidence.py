@@ -20,7 +20,7 @@ def manifest_files(context: Context) -> tuple[str, ...] | None:
     files: Any = (context.checkpoint.manifest or {}).get("files")
     if not isinstance(files, list):
         return None
-    return tuple(item for item in files if isinstance(item, str))
+    return tuple(item.replace("\\", "/") for item in files if isinstance(item, str))
 
 
 def optimizer_structure(context: Context, path: str) -> OptimizerStructure | FormatError | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sla_ckpt.checkpoint.layout import CheckpointKind
+from sla_ckpt.checkpoint.layout import DENOISER_FOLDERS, CheckpointKind
+from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.evidence import signs_of_sla
 from sla_ckpt.checks.registry import Fault, rule
 from sla_ckpt.errors import StructureError, UnsafePickleError
 from sla_ckpt.state import STATE_FILE, STATE_VERSION
-from sla_ckpt.text import for_target, join_some, short_repr
+from sla_ckpt.text import for_target, join_some, quoted, short_repr
 
 if TYPE_CHECKING:
     from sla_ckpt.checks.context import Context
@@ -63,6 +65,13 @@ def _without_twin(context: Context) -> Iterator[Fault]:
             help=REGEN.format(target=context.target),
         )
         return
+    if (above := _in_the_folder_above(context)) is not None:
+        yield Fault(
+            f"{STATE_FILE} is not here, but in the folder above, {above}",
+            path=STATE_FILE,
+            help=f"run: sla-ckpt verify {quoted(str(above))}",
+        )
+        return
     signs = signs_of_sla(context)
     other_case = [
         name for name in context.source.files() if name.lower() == STATE_FILE and name != STATE_FILE
@@ -92,6 +101,15 @@ def _without_twin(context: Context) -> Iterator[Fault]:
             help="if this was never trained with SLA, this tool has nothing to check; "
             "otherwise " + REGEN.format(target=context.target),
         )
+
+
+def _in_the_folder_above(context: Context) -> Path | None:
+    """The checkpoint that a denoiser's own folder belongs to, if that has the state."""
+    source = context.source
+    if not isinstance(source, LocalSource) or source.root.resolve().name not in DENOISER_FOLDERS:
+        return None
+    above = source.root / ".." if source.root == Path() else source.root.parent
+    return above if (above / STATE_FILE).is_file() else None
 
 
 def _is_directory(context: Context) -> bool:

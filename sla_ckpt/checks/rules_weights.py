@@ -147,3 +147,17 @@ def weights_not_finite(context: Context) -> Iterator[Fault]:
             path=fault.path,
             help=last_good(context),
         )
+    unread = [
+        path
+        for component in context.checkpoint.components
+        for path in component.weights.files
+        if not path.endswith(".safetensors")
+    ]
+    if unread:
+        yield Fault(
+            f"--deep reads safetensors only; {count(len(unread), 'file')} not looked into: "
+            f"{join_some(unread)}",
+            path=unread[0],
+            help="save the model as safetensors",
+            level="info",
+        )

@@ -14,7 +14,10 @@ from sla_ckpt.checks.report import Finding, Report, sort_findings
 from sla_ckpt.checks.single_file import SingleFileSource, is_twin
 from sla_ckpt.errors import SlaCkptError, TargetNotFoundError, UsageError
 from sla_ckpt.paths import expand
-from sla_ckpt.state import STATE_FILE
+from sla_ckpt.state import STATE_FILE, TWIN_FILE
+
+#: Files of a checkpoint that are certainly no state: their folder is meant.
+_NO_STATE = (".json", ".bin", ".pkl", ".md", ".txt")
 
 __all__ = ["VerifyOptions", "open_target", "verify", "verify_many", "verify_source"]
 
@@ -140,6 +143,8 @@ def open_target(target: str | Path, *, token: str | None = None) -> tuple[Source
         ) from error
     if is_file:
         if path.suffix == ".safetensors" and not is_twin(path):
+            return _around_weights(path), f"with what belongs to it in {path.parent}"
+        if path.suffix in _NO_STATE:
             return LocalSource(path.parent), f"the folder of {path.name}"
         return SingleFileSource(path), None
     if is_directory:
@@ -165,6 +170,20 @@ def open_target(target: str | Path, *, token: str | None = None) -> tuple[Source
             return open_remote(target, token=token), None
     resolve_checkpoint(path)  # raises the error that fits
     raise TargetNotFoundError(f"cannot open {target}", path=str(target))
+
+
+def _around_weights(path: Path) -> LocalSource:
+    """A weight file as a target: its folder, without the adapters that only lie beside it."""
+    source = LocalSource(path.parent, label=str(path))
+    if "config.json" not in source.files():
+        source.leave_out(
+            lambda item: (
+                item.endswith(".safetensors")
+                and item not in (path.name, TWIN_FILE)
+                and "/" not in item
+            )
+        )
+    return source
 
 
 def _refuse_empty(target: str | Path) -> None:

@@ -247,3 +247,41 @@ def test_a_state_where_the_trainer_does_not_look_is_a_fault_of_a_resume(tmp_path
     resume = verify(folder, VerifyOptions(purpose="resume", select=("SLA001",)))
     assert [f.level for f in resume.findings] == ["error"]
     assert verify(folder, VerifyOptions(purpose="inference")).ok
+
+
+def test_one_of_several_adapters_in_a_folder_is_judged_by_itself(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        lora = factories.write_lora(tmp_path) / "pytorch_lora_weights.safetensors"
+        lora.rename(tmp_path / f"{name}.safetensors")
+    cut(tmp_path / "b.safetensors")
+    good, bad = (verify(tmp_path / f"{name}.safetensors") for name in ("a", "b"))
+    assert (good.kind, bad.kind) == ("lora", "lora")
+    assert [f.code for f in good.findings] == ["SLA001"]
+    assert [f.code for f in bad.findings] == ["SLA001", "SLA302"]
+    add_state(tmp_path)
+    assert serious(verify(tmp_path / "a.safetensors")) == []
+
+
+@pytest.mark.parametrize("name", ["transformer/config.json", "checkpoint_manifest.json"])
+def test_a_file_of_a_checkpoint_that_is_no_state_means_its_folder(
+    tmp_path: Path, name: str
+) -> None:
+    folder = factories.write_full_checkpoint(tmp_path / "checkpoint-7", trainer=True)
+    report = verify(folder / name)
+    assert report.notes == (f"the folder of {Path(name).name}",)
+    assert report.expected == ("128:bf16",)
+
+
+def test_the_denoisers_own_folder_points_to_the_checkpoint(tmp_path: Path) -> None:
+    folder = factories.write_full_checkpoint(tmp_path / "checkpoint-7")
+    (found,) = serious(verify(folder / "transformer"))
+    assert found == f"SLA001 sla_attention.pt is not here, but in the folder above, {folder}"
+
+
+def test_deep_says_which_weights_it_does_not_read(tmp_path: Path) -> None:
+    folder = factories.write_full_checkpoint(tmp_path)
+    (folder / "transformer/diffusion_pytorch_model.bin").write_bytes(b"PK\x03\x04")
+    (finding,) = [f for f in verify(folder, VerifyOptions(deep=True)).findings
+                  if f.code == "SLA307"]  # fmt: skip
+    assert finding.level == "info"
+    assert "transformer/diffusion_pytorch_model.bin" in finding.message
