@@ -10,7 +10,7 @@ and regenerates it through the code that ``sla-ckpt regen`` runs between loading
 is the lost state itself. Beside it the peer: one plain AdamW step on the same samples.
 
     python benchmarks/recovery.py --device cuda --out benchmarks/results/recovery-h100.json
-    python benchmarks/recovery.py --device cpu --smoke
+    python benchmarks/recovery.py --device cpu --scale cpu --jobs 1
 """
 
 from __future__ import annotations
@@ -65,7 +65,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """How large everything is.
+
+    Attributes:
+        width: Channels of the transformer.
+        layers: Its blocks.
+        side: Of the images, in pixels; patches are 2 × 2.
+        batch: Of the training.
+        steps: Under SLA, in the adapted regime.
+        dense_steps: With dense attention, in the light regime.
+        brief_steps: Under SLA after that.
+        validation: Fresh images.
+        factors: (head_dim, topk, seed) of the toys of each regime.
+    """
 
     width: int
     layers: int
@@ -75,16 +87,21 @@ class Scale:
     dense_steps: int
     brief_steps: int
     validation: int
+    factors: tuple[tuple[int, float, int], ...]
+
+    def cases(self) -> list[Case]:
+        return [Case(regime, *f) for f in self.factors for regime in ("adapted", "light")]
 
 
-FULL = Scale(384, 6, 64, 24, 1500, 1200, 300, 256)
-SMOKE = Scale(128, 1, 64, 2, 6, 4, 3, 4)
-#: Every value of each factor meets every value of the others at least once.
-FACTORS = ((64, 0.07, 0), (64, 0.2, 1), (128, 0.2, 0), (128, 0.07, 1))
-
-
-def cases() -> list[Case]:
-    return [Case(regime, *factors) for regime in ("adapted", "light") for factors in FACTORS]
+#: In the full scale, every value of each factor meets every value of the others.
+SCALES = {
+    "full": Scale(
+        *(384, 6, 64, 24, 1500, 1200, 300, 256),
+        ((64, 0.07, 0), (128, 0.2, 1), (128, 0.07, 1), (64, 0.2, 0)),
+    ),
+    "cpu": Scale(128, 4, 32, 8, 1000, 600, 250, 96, ((64, 0.26, 0), (128, 0.5, 1))),
+    "smoke": Scale(128, 1, 32, 2, 12, 12, 6, 4, ((64, 0.26, 0),)),
+}
 
 
 def model_of(case: Case, scale: Scale) -> ToyDiT:
@@ -198,7 +215,8 @@ class Subject:
             return float(runner.losses(self.validation, projections, lambda: None).mean())
 
     def recovered(self, projections: proj.Projections) -> float:
-        return 100 * (self.lost_loss - self.loss(projections)) / (self.lost_loss - self.true_loss)
+        stake = self.lost_loss - self.true_loss
+        return 100 * (self.lost_loss - self.loss(projections)) / stake if stake else 0.0
 
     def regenerate(self, samples: list[Sample], **options: Any) -> dict[str, Any]:
         """What ``sla-ckpt regen`` does with these samples."""
@@ -283,23 +301,16 @@ def measure(subject: Subject, *, ablate: bool) -> dict[str, Any]:
     return result
 
 
-def train_all(
-    scale: Scale,
-    device: str,
-    folder: Path,
-    *,
-    smoke: bool,
-    jobs: int,
-    cards: int,
-    chosen: list[Case],
-) -> None:
-    """Train every case, several at a time: the toys are too small to fill a card."""
-    waiting = list(chosen)
+def train_all(arguments: argparse.Namespace, chosen: list[Case], folder: Path) -> None:
+    """Train what is not there yet, several at a time: the toys are too small to fill a card."""
+    waiting = [case for case in chosen if not (folder / f"{case.name}.pt").exists()]
     running: list[subprocess.Popen[bytes]] = []
+    cards = arguments.cards
     while waiting or running:
-        while waiting and len(running) < jobs * cards:
-            command = [sys.executable, __file__, "--device", device, "--case", waiting.pop(0).name]
-            command += ["--folder", str(folder), *(["--smoke"] if smoke else [])]
+        while waiting and len(running) < arguments.jobs * cards:
+            command = [sys.executable, __file__, "--case", waiting.pop(0).name]
+            command += ["--device", arguments.device, "--scale", arguments.scale]
+            command += ["--folder", str(folder)]
             visible = {"CUDA_VISIBLE_DEVICES": str(len(waiting) % cards)} if cards > 1 else {}
             running.append(subprocess.Popen(command, env={**os.environ, **visible}))
         for process in list(running):
@@ -331,43 +342,42 @@ def show(item: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--smoke", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=4, help="toys trained at a time, per card")
     parser.add_argument("--cards", type=int, default=1, help="cards to train on")
-    parser.add_argument("--only", type=int, default=len(cases()), help="the first cases only")
+    parser.add_argument("--only", type=int, help="the first cases only")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the trained toys here, and use those there"
+    )
+    parser.add_argument("--ablate", action="store_true", help="other methods on the first toys too")
+    parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    scale = SMOKE if arguments.smoke else FULL
+    scale = SCALES[arguments.scale]
     torch.set_num_threads(1)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the command sets it
     torch.backends.cuda.matmul.allow_tf32 = True
     if arguments.case:
-        case = next(case for case in cases() if case.name == arguments.case)
+        case = next(case for case in scale.cases() if case.name == arguments.case)
         train_case(case, scale, arguments.device, arguments.folder)
         return
-    chosen = cases()[: arguments.only]
+    chosen = scale.cases()[: arguments.only]
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        train_all(
-            scale,
-            arguments.device,
-            folder,
-            smoke=arguments.smoke,
-            jobs=arguments.jobs,
-            cards=arguments.cards,
-            chosen=chosen,
-        )
+        folder = arguments.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        train_all(arguments, chosen, folder)
         trained = time.perf_counter() - started
         print(f"trained {len(chosen)} toys in {trained:.0f} s", flush=True)
-        warm = Subject(cases()[0], scale, arguments.device, folder)
+        if arguments.train_only:
+            return
+        warm = Subject(chosen[0], scale, arguments.device, folder)
         warm.regenerate(real_samples(1, scale, 1), evaluations=2)  # compiles the kernels
         results = []
-        for case in chosen:
+        for number, case in enumerate(chosen):
             subject = Subject(case, scale, arguments.device, folder)
-            results.append(measure(subject, ablate=case.seed == 0))
+            results.append(measure(subject, ablate=arguments.ablate and number < 2))
             show(results[-1])
             if arguments.out:
                 write(arguments, scale, results, trained, time.perf_counter() - started)

@@ -168,10 +168,12 @@ class _Restoration:
         for name, values in self.extra.items():
             starts[name] = {key: values.get(key, zero[key]) for key in zero}
         with self._stage("judge", len(starts) * len(self.work.judge.draws)):
-            for name, projections in starts.items():
-                self._add(name, projections)
+            judged = {name: self._add(name, value) for name, value in starts.items()}
+            calibrated = judged.get("calibrated")
+            if calibrated is not None:
+                judged["calibrated"] = self._along(judged["zero"], calibrated)
         if self.plan.method != "calibrate":
-            self._train(first, moments)
+            self._train(first, moments, list(judged.values()))
         verdict = judge([self._with_presence(c) for c in self.candidates.values()])
         return Restored(verdict, moments, self.losses, self.seconds, calls)
 
@@ -208,9 +210,8 @@ class _Restoration:
             return None
         return {**zero, **known}
 
-    def _train(self, first: Workload, moments: LayerMoments) -> None:
-        ranked = sorted(self.candidates.values(), key=lambda c: c.loss)
-        for start in ranked[: self.budget.starts]:
+    def _train(self, first: Workload, moments: LayerMoments, starts: list[Candidate]) -> None:
+        for start in sorted(starts, key=lambda c: c.loss)[: self.budget.starts]:
             if self.plan.optimizer == "adamw":
                 self._train_adamw(start)
             else:
@@ -218,22 +219,21 @@ class _Restoration:
 
     def _train_lbfgs(self, first: Workload, moments: LayerMoments, start: Candidate) -> None:
         coordinates = Coordinates.of(moments, self.plan.metric_ridge)
-        current = start.projections
+        current = start
         for step in range(self.plan.steps):
             workload = first if step == 0 else self.work.train(step)
             with self._stage("train", self.budget.evaluations * len(workload.draws)):
                 trained = train_lbfgs(
                     self.runner,
                     workload,
-                    current,
+                    current.projections,
                     coordinates,
                     max_evaluations=self.budget.evaluations,
                     tick=self.progress.tick,
                 )
             name = f"trained from {start.name}"
             name = name if self.plan.steps == 1 else f"{name}, step {step + 1}"
-            self._add_trained(name, trained, current)
-            current = trained.iterates[-1] if trained.iterates else current
+            current = self._add_trained(name, trained, current)
 
     def _train_adamw(self, start: Candidate) -> None:
         draws = len(self.work.train(0).draws)
@@ -246,11 +246,12 @@ class _Restoration:
                 lr=self.plan.lr,
                 tick=self.progress.tick,
             )
-        self._add_trained(f"trained from {start.name}", trained, start.projections)
+        self._add_trained(f"trained from {start.name}", trained, start)
 
-    def _add_trained(self, name: str, trained: Trained, start: Projections) -> None:
+    def _add_trained(self, name: str, trained: Trained, start: Candidate) -> Candidate:
+        """Judge the result, some of the way to it, and the line to the best; return the result."""
         self.losses[name] = trained.losses
-        if not trained.iterates or _same(trained.iterates[-1], start):
+        if not trained.iterates or _same(trained.iterates[-1], start.projections):
             raise RegenError(
                 f"training did not change proj_l ({len(trained.losses)} loss evaluations)",
                 hint="try another --seed, more --samples, or --optimizer adamw",
@@ -258,16 +259,42 @@ class _Restoration:
         count = len(trained.iterates)
         chosen = _checkpoints(count, self.budget.checkpoints)
         with self._stage("judge", len(chosen) * len(self.work.judge.draws)):
-            for index in chosen:
-                last = index == count - 1
-                label = name if last else f"{name}, iterate {index + 1} of {count}"
-                self._add(label, trained.iterates[index])
+            added = [
+                self._add(
+                    name if index == count - 1 else f"{name}, iterate {index + 1} of {count}",
+                    trained.iterates[index],
+                )
+                for index in chosen
+            ]
+            self._along(start, min(added, key=lambda c: c.loss))
+        return added[-1]
 
-    def _add(self, name: str, projections: Projections) -> None:
+    def _along(self, start: Candidate, end: Candidate) -> Candidate:
+        """Judge points on the line from ``start`` to ``end``; the best of the line.
+
+        Few samples make every step too long, since it follows their noise too. The loss is close
+        to a parabola along the line, so half the way and the parabola's minimum are tried.
+        """
+
+        def at(share: float) -> Candidate:
+            mixed = {
+                key: value + share * (end.projections[key] - value)
+                for key, value in start.projections.items()
+            }
+            return self._add(f"{end.name} × {share:.2f}", mixed)
+
+        line = [start, end, at(0.5)]
+        least = _parabola_minimum(start.loss, line[2].loss, end.loss)
+        if least is not None and 0.03 < least < 2 and min(abs(least - 0.5), abs(least - 1)) > 0.05:
+            line.append(at(least))
+        return min(line, key=lambda c: c.loss)
+
+    def _add(self, name: str, projections: Projections) -> Candidate:
         if not proj.is_finite(projections):
-            return
+            raise RegenError(f"the projection {name!r} is not finite")
         losses = self.runner.losses(self.work.judge, projections, self.progress.tick)
         self.candidates[name] = Candidate(name, projections, losses)
+        return self.candidates[name]
 
     def _with_presence(self, candidate: Candidate) -> Candidate:
         present = "old" if "old" in self.candidates else "zero"
@@ -289,6 +316,14 @@ def _checkpoints(count: int, wanted: int) -> list[int]:
     with few samples the judge often prefers an early stop."""
     early = [2**power - 1 for power in range(count.bit_length()) if 2**power < count]
     return sorted({count - 1, *early[: wanted - 1]})
+
+
+def _parabola_minimum(at_0: float, at_half: float, at_1: float) -> float | None:
+    """Where the parabola through (0, ½, 1) is least; None if it has no minimum."""
+    curvature = at_0 - 2 * at_half + at_1
+    if not curvature > 0:
+        return None
+    return (3 * at_0 - 4 * at_half + at_1) / (4 * curvature)
 
 
 def _same(a: Projections, b: Projections) -> bool:

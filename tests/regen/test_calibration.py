@@ -13,6 +13,7 @@ from sla_ckpt.regen.distributed import Group
 from sla_ckpt.regen.judge import Candidate, judge
 from sla_ckpt.regen.lbfgs import minimise
 from sla_ckpt.regen.projections import Coordinates, from_tensors, to_tensors
+from sla_ckpt.regen.restore import _checkpoints, _parabola_minimum
 from sla_ckpt.regen.statistics import CallKey, Collector, LayerMoments, Moments
 from sla_ckpt.state import PairKey, SLASettings
 
@@ -201,3 +202,17 @@ def test_projections_become_float32_tensors_and_come_back_exactly() -> None:
     values = {KEY: tensors(7, 8, 9).float().double()}
     back = from_tensors(to_tensors(values))
     assert torch.equal(back[KEY], values[KEY])
+
+
+def test_the_line_search_on_the_judge_finds_a_parabola_s_minimum() -> None:
+    def loss(x: float) -> float:
+        return 3 + (x - 0.3) ** 2
+
+    assert _parabola_minimum(loss(0), loss(0.5), loss(1)) == pytest.approx(0.3)
+    assert _parabola_minimum(0.0, 0.6, 1.0) is None
+
+
+def test_early_iterates_are_judged_beside_the_last() -> None:
+    assert _checkpoints(1, 6) == [0]
+    assert _checkpoints(17, 6) == [0, 1, 3, 7, 15, 16]
+    assert _checkpoints(17, 3) == [0, 1, 16]

@@ -168,7 +168,9 @@ def test_calibrate_alone_trains_nothing(checkpoint: Path) -> None:
         checkpoint, replace(FAST, samples=2, tokens=100, method="calibrate", dry_run=True)
     )
     assert result.passes[0].train_losses == {}
-    assert {c.name for c in result.passes[0].candidates} == {"zero", "calibrated"}
+    names = {c.name for c in result.passes[0].candidates}
+    assert {"zero", "calibrated"} <= names
+    assert not any("trained" in name for name in names)
 
 
 def test_calibration_lowers_the_attention_error(checkpoint: Path) -> None:
