@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sla_ckpt.checkpoint.layout import Checkpoint, Component, discover
 from sla_ckpt.checkpoint.runconfig import RunConfig, find_run_config, load_run_config
-from sla_ckpt.checkpoint.source import Source
+from sla_ckpt.checkpoint.source import LocalSource, Source
 from sla_ckpt.checkpoint.weights import dominant_dtype, read_header_of
 from sla_ckpt.checks.entries import Entry, parse_entries, twin_as_body
 from sla_ckpt.checks.expectation import Expectation, expect
@@ -19,6 +19,7 @@ from sla_ckpt.state import TWIN_FILE, PairKey, SLASettings, SLAState
 from sla_ckpt.text import quoted
 
 if TYPE_CHECKING:
+    from sla_ckpt.formats.optimizer import OptimizerStructure
     from sla_ckpt.formats.payload import StatePayload
     from sla_ckpt.formats.safetensors_header import SafetensorsHeader
 
@@ -216,6 +217,24 @@ class Context:
                 results[path] = error
         return results
 
+    @cached_property
+    def optimizers(self) -> Mapping[str, OptimizerStructure | FormatError | None]:
+        """The groups of each optimizer file, or why it cannot be read; None for repositories.
+
+        Only the pickle is read, so a file of 20 GB costs milliseconds.
+        """
+        from sla_ckpt.formats.optimizer import read_optimizer
+
+        found: dict[str, OptimizerStructure | FormatError | None] = {}
+        for path in self.checkpoint.optimizer_files:
+            found[path] = None
+            if isinstance(self.source, LocalSource):
+                try:
+                    found[path] = read_optimizer(self.source.local_path(path), name=path)
+                except FormatError as error:
+                    found[path] = error
+        return found
+
     def good_headers(self, component: Component) -> dict[str, SafetensorsHeader]:
         """The readable headers of one component."""
         found: dict[str, SafetensorsHeader] = {}
@@ -266,7 +285,6 @@ class Context:
 
 
 def _base_model_config(path: Path) -> Mapping[str, Any]:
-    from sla_ckpt.checkpoint.source import LocalSource
     from sla_ckpt.errors import UsageError
 
     try:

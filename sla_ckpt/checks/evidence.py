@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sla_ckpt.checkpoint.layout import MANIFEST_FILE
-from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.errors import FormatError
 from sla_ckpt.state import STATE_FILE
 from sla_ckpt.text import count
 
 if TYPE_CHECKING:
     from sla_ckpt.checks.context import Context
-    from sla_ckpt.formats.optimizer import OptimizerStructure
 
 
 def manifest_files(context: Context) -> tuple[str, ...] | None:
@@ -23,24 +21,9 @@ def manifest_files(context: Context) -> tuple[str, ...] | None:
     return tuple(item.replace("\\", "/") for item in files if isinstance(item, str))
 
 
-def optimizer_structure(context: Context, path: str) -> OptimizerStructure | FormatError | None:
-    """The groups of an optimizer file, or why it cannot be read; None for repositories.
-
-    Only its pickle is read, so a file of 20 GB costs milliseconds.
-    """
-    if not isinstance(context.source, LocalSource):
-        return None
-    from sla_ckpt.formats.optimizer import read_optimizer
-
-    try:
-        return read_optimizer(context.source.local_path(path), name=path)
-    except FormatError as error:
-        return error
-
-
 def sla_groups(context: Context, path: str) -> tuple[int, int]:
     """How many parameter groups an optimizer file has, and how many trailing ones are SLA's."""
-    structure = optimizer_structure(context, path)
+    structure = context.optimizers[path]
     if structure is None or isinstance(structure, FormatError):
         return 0, 0
     return len(structure.groups), len(structure.sla_groups())

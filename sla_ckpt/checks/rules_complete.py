@@ -14,7 +14,7 @@ from sla_ckpt.checkpoint.layout import (
     CheckpointKind,
 )
 from sla_ckpt.checkpoint.runconfig import UPLOADED_CONFIG
-from sla_ckpt.checks.evidence import manifest_files, optimizer_structure
+from sla_ckpt.checks.evidence import manifest_files
 from sla_ckpt.checks.registry import Fault, rule
 from sla_ckpt.checks.report import Level
 from sla_ckpt.checks.siblings import folder_name, guarded_sibling, last_good
@@ -163,7 +163,7 @@ def _damaged_trainer_files(context: Context, level: Level) -> Iterator[Fault]:
     for path in context.checkpoint.trainer_files:
         message = f"{path} is empty (0 bytes)" if not files[path] else None
         if message is None and path in context.checkpoint.optimizer_files:
-            fault = optimizer_structure(context, path)
+            fault = context.optimizers[path]
             if isinstance(fault, FormatError) and fault.kind in _DAMAGED:
                 message = fault.message
         if message is not None and path != TRAINING_STATE_FILE:

@@ -13,6 +13,7 @@ from sla_ckpt.errors import SlaCkptError
 from sla_ckpt.migrate.api import DEFAULT_CODES, finish_interrupted, fix
 from sla_ckpt.migrate.options import MigrateOptions
 from sla_ckpt.migrate.show import to_text
+from sla_ckpt.paths import expand
 from sla_ckpt.state import STATE_FILE
 
 #: While these stand, others cannot be seen yet; they are repaired in the same go.
@@ -77,7 +78,7 @@ def verify_and_fix(
 
 def _finish(target: str, note: Callable[[str], None]) -> None:
     """A migration that was killed half-way is finished before anything is judged."""
-    if not Path(target).is_dir():
+    if not expand(target).is_dir():
         return
     try:
         finished = finish_interrupted(target)

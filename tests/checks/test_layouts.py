@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from sla_ckpt import VerifyOptions, encode_state, verify
+from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.report import Report
+from sla_ckpt.errors import TargetNotFoundError
 from tests import factories
 
 WAN = {"_class_name": "WanTransformer3DModel", "attention_head_dim": 128, "num_attention_heads": 40}
@@ -285,3 +287,15 @@ def test_deep_says_which_weights_it_does_not_read(tmp_path: Path) -> None:
                   if f.code == "SLA307"]  # fmt: skip
     assert finding.level == "info"
     assert "transformer/diffusion_pytorch_model.bin" in finding.message
+
+
+@pytest.mark.parametrize(
+    "name", ["sla_attention.pt", "transformer/diffusion_pytorch_model.safetensors", "optimizer.bin"]
+)
+def test_a_file_that_vanishes_while_it_is_read_is_one_error(tmp_path: Path, name: str) -> None:
+    folder = factories.write_full_checkpoint(tmp_path)
+    (folder / "optimizer.bin").write_bytes(b"PK")
+    source = LocalSource(folder)
+    (folder / name).unlink()
+    with pytest.raises(TargetNotFoundError, match=r"cannot read .*" + Path(name).name):
+        verify(source)
