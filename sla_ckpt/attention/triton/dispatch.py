@@ -13,11 +13,14 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from sla_ckpt.attention.kernels import interpreting
 
 _CACHE_LIMIT = 8192
+# Before 3.3 a compiled kernel took its run-time arguments only.
+_DIRECT = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 3)
 _compiled: dict[Hashable, tuple[Any, tuple[Any, ...]]] = {}
 
 
@@ -45,6 +48,9 @@ def start(
     """
     if interpreting():
         kernel[grid](*args, **constants)
+        return
+    if not _DIRECT:
+        kernel[grid](*args, **constants, num_warps=warps, num_stages=stages)
         return
     key = (kernel, site)
     found = _compiled.get(key)
