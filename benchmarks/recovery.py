@@ -40,7 +40,8 @@ from sla_ckpt.regen import projections as proj
 from sla_ckpt.regen.budget import parameters_of, plan_budget
 from sla_ckpt.regen.distributed import Group
 from sla_ckpt.regen.families.base import Batch, Sample
-from sla_ckpt.regen.restore import Plan, restore
+from sla_ckpt.regen.plan import Plan
+from sla_ckpt.regen.restore import restore
 from sla_ckpt.regen.train import Runner
 from sla_ckpt.regen.workload import make_workload, sampled_work, split_samples
 from sla_ckpt.state import PairKey, SLASettings, SLAState
@@ -197,8 +198,13 @@ def synthetic_samples(count: int, scale: Scale, seed: int) -> list[Sample]:
 class Subject:
     """A trained toy whose state is lost."""
 
-    def __init__(self, case: Case, scale: Scale, device: str, folder: Path) -> None:
+    def __init__(
+        self, case: Case, scale: Scale, arguments: argparse.Namespace, folder: Path
+    ) -> None:
+        device = arguments.device
         self.case, self.scale = case, scale
+        self.every: bool = arguments.ablate
+        self.draws, self.evaluations = arguments.draws, arguments.evaluations
         self.device = torch.device(device)
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.settings = SLASettings(topk=case.topk)
@@ -228,9 +234,7 @@ class Subject:
             train=len(train),
             judged=len(held_out or train),
             device_type=self.device.type,
-        ).with_overrides(
-            draws=options.pop("draws", None), evaluations=options.pop("evaluations", None)
-        )
+        ).with_overrides(draws=self.draws, evaluations=options.pop("evaluations", self.evaluations))
         work = sampled_work(ADAPTER, CONFIG, samples, budget, self.case.seed)
         plan = Plan(settings=self.settings, dtype=self.dtype, **metric, **options)
         self._synchronise()
@@ -246,7 +250,10 @@ class Subject:
             "seconds": seconds,
             "stages": dict(found.seconds),
             "candidates": {
-                c.name: {"held_out": c.loss, "recovered": self.recovered(c.projections)}
+                c.name: {
+                    "held_out": c.loss,
+                    **({"recovered": self.recovered(c.projections)} if self.every else {}),
+                }
                 for c in verdict.candidates
             },
             "train_losses": {name: list(values) for name, values in found.train_losses.items()},
@@ -346,6 +353,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=4, help="toys trained at a time, per card")
     parser.add_argument("--cards", type=int, default=1, help="cards to train on")
+    parser.add_argument("--draws", type=int, help="as the command's; derived by default")
+    parser.add_argument("--evaluations", type=int, help="as the command's")
+    parser.add_argument("--regime", choices=["adapted", "light"], help="this one only")
     parser.add_argument("--only", type=int, help="the first cases only")
     parser.add_argument(
         "--folder", type=Path, help="keep the trained toys here, and use those there"
@@ -362,7 +372,8 @@ def main() -> None:
         case = next(case for case in scale.cases() if case.name == arguments.case)
         train_case(case, scale, arguments.device, arguments.folder)
         return
-    chosen = scale.cases()[: arguments.only]
+    chosen = [case for case in scale.cases() if arguments.regime in (None, case.regime)]
+    chosen = chosen[: arguments.only]
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.folder or Path(name)
@@ -372,11 +383,12 @@ def main() -> None:
         print(f"trained {len(chosen)} toys in {trained:.0f} s", flush=True)
         if arguments.train_only:
             return
-        warm = Subject(chosen[0], scale, arguments.device, folder)
-        warm.regenerate(real_samples(1, scale, 1), evaluations=2)  # compiles the kernels
+        if arguments.device == "cuda":  # compiles the kernels
+            warm = Subject(chosen[0], scale, arguments, folder)
+            warm.regenerate(real_samples(1, scale, 1), evaluations=2)
         results = []
         for number, case in enumerate(chosen):
-            subject = Subject(case, scale, arguments.device, folder)
+            subject = Subject(case, scale, arguments, folder)
             results.append(measure(subject, ablate=arguments.ablate and number < 2))
             show(results[-1])
             if arguments.out:
@@ -402,6 +414,8 @@ def write(
         "device": card,
         "versions": versions,
         "scale": asdict(scale),
+        "draws": arguments.draws or "derived",
+        "evaluations": arguments.evaluations or "derived",
         "train_seconds": trained,
         "total_seconds": seconds,
         "results": results,

@@ -27,11 +27,12 @@ from sla_ckpt.regen.budget import Budget, parameters_of, plan_budget, tokens_of
 from sla_ckpt.regen.distributed import Group, process_group
 from sla_ckpt.regen.families.base import FamilyAdapter
 from sla_ckpt.regen.options import DTYPES, RegenOptions, check_overrides
+from sla_ckpt.regen.plan import Plan
 from sla_ckpt.regen.present import Present, choose_settings, read_present
 from sla_ckpt.regen.progress import SILENT, Progress
 from sla_ckpt.regen.projections import Projections
 from sla_ckpt.regen.report import PassResult, RegenResult
-from sla_ckpt.regen.restore import Plan, Restored, restore
+from sla_ckpt.regen.restore import Restored, restore
 from sla_ckpt.regen.samples import SampleRequest, SampleSet, load_samples
 from sla_ckpt.regen.train import enable_checkpointing
 from sla_ckpt.regen.workload import Work, sampled_work, split_samples, stored_work

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from sla_ckpt.regen.branches import make_branches
 from sla_ckpt.regen.budget import Budget
 from sla_ckpt.regen.distributed import Group
 from sla_ckpt.regen.judge import Candidate, Verdict, judge
+from sla_ckpt.regen.plan import Plan
 from sla_ckpt.regen.progress import SILENT, Progress
 from sla_ckpt.regen.projections import Coordinates, Projections
 from sla_ckpt.regen.statistics import AttentionError, Collector, LayerMoments
@@ -34,39 +34,7 @@ from sla_ckpt.regen.train import (
     train_lbfgs,
 )
 from sla_ckpt.regen.workload import Work, Workload
-from sla_ckpt.state import PairKey, SLASettings, SLAState
-
-Method = Literal["auto", "calibrate", "train"]
-OptimizerName = Literal["lbfgs", "adamw"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to regenerate, apart from what with.
-
-    Attributes:
-        settings: SLA's settings.
-        dtype: Compute dtype, and so the dtype of the pairs.
-        variant: ``"main"`` or ``"sla-1"``.
-        kernel: As for :func:`sla_ckpt.attention.inject.use_sla`.
-        method: ``"calibrate"`` leaves training out, ``"train"`` the calibrated start.
-        optimizer: Of the training.
-        steps: Training steps.
-        lr: AdamW's.
-        metric_ridge: Damping of the metric that L-BFGS trains in, as a share of the mean
-            eigenvalue of E[x xᵀ]. Less of it converges in fewer evaluations and fits the noise of
-            few samples sooner; benchmarks/recovery.py compares.
-    """
-
-    settings: SLASettings = field(default_factory=SLASettings)
-    dtype: torch.dtype = torch.bfloat16
-    variant: str = "main"
-    kernel: str = "auto"
-    method: Method = "auto"
-    optimizer: OptimizerName = "lbfgs"
-    steps: int = 1
-    lr: float = 1e-2
-    metric_ridge: float = 1.0
+from sla_ckpt.state import PairKey, SLAState
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sla_ckpt.regen.distributed import Group
 from sla_ckpt.state import PairKey
@@ -21,6 +22,8 @@ from sla_ckpt.state import PairKey
 #: Share of the mean eigenvalue that is added to every eigenvalue before solving.
 RIDGE = 1e-4
 _ROWS = 1 << 18
+#: Rows per product: one tall product would keep a few of a card's processors busy, many do.
+_BLOCK = 2048
 
 #: (pair, q, k, v) -> (o_dense, o_s, o_l), each [B, H, L, D].
 Branches = Callable[[PairKey, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -58,25 +61,11 @@ class Moments:
 
     def add(self, o_dense: Tensor, o_s: Tensor, o_l: Tensor) -> None:
         """Add one call; each tensor [B, H, L, D] of any dtype and device."""
-        head_dim = o_dense.shape[-1]
-        rows = [tensor.reshape(-1, head_dim) for tensor in (o_dense, o_s, o_l)]
-        device = o_dense.device
-        xx = torch.zeros(self.xx.shape, dtype=torch.float64, device=device)
-        xy = torch.zeros(self.xy.shape, dtype=torch.float64, device=device)
-        scalars = torch.zeros(2, dtype=torch.float64, device=device)
-        for start in range(0, rows[0].shape[0], _ROWS):
-            dense, sparse, linear = (part[start : start + _ROWS].double() for part in rows)
-            y = dense - sparse
-            x = torch.nn.functional.pad(linear, (0, 1), value=1.0)
-            xx += x.T @ x
-            xy += x.T @ y
-            scalars += torch.stack([y.square().sum(), dense.square().sum()])
-        self.xx += xx.cpu()
-        self.xy += xy.cpu()
-        yy, total = scalars.tolist()
-        self.yy += yy
-        self.dense += total
-        self.count += rows[0].shape[0]
+        total = self + Moments.from_vector(
+            moment_vector(o_dense, o_s, o_l).cpu(), o_dense.shape[-1]
+        )
+        self.xx, self.xy = total.xx, total.xy
+        self.yy, self.dense, self.count = total.yy, total.dense, total.count
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
@@ -127,6 +116,32 @@ class Moments:
         return self.xx + max(ridge * level, 1e-300) * eye
 
 
+def moment_vector(o_dense: Tensor, o_s: Tensor, o_l: Tensor) -> Tensor:
+    """The moments of one call in the order of :meth:`Moments.to_vector`, float64, on the device of
+    the tensors, without waiting for it; each tensor [B, H, L, D]."""
+    head_dim = o_dense.shape[-1]
+    rows = [tensor.reshape(-1, head_dim) for tensor in (o_dense, o_s, o_l)]
+    total: Tensor | None = None
+    for start in range(0, rows[0].shape[0], _ROWS):
+        dense, sparse, linear = (part[start : start + _ROWS].double() for part in rows)
+        y = dense - sparse
+        x = F.pad(linear, (0, 1), value=1.0)
+        padding = (0, 0, 0, -y.shape[0] % _BLOCK)
+        x_blocks = F.pad(x, padding).reshape(-1, _BLOCK, head_dim + 1)
+        y_blocks = F.pad(y, padding).reshape(-1, _BLOCK, head_dim)
+        turned = x_blocks.transpose(1, 2)
+        parts = [
+            (turned @ x_blocks).sum(0).flatten(),
+            (turned @ y_blocks).sum(0).flatten(),
+            torch.stack([y.square().sum(), dense.square().sum()]),
+            y.new_full((1,), float(y.shape[0])),
+        ]
+        vector = torch.cat(parts)
+        total = vector if total is None else total + vector
+    assert total is not None
+    return total
+
+
 @dataclass(frozen=True)
 class CallKey:
     """The n-th sparse call of a pair within one forward pass: a layer."""
@@ -143,7 +158,7 @@ class Collector:
 
     def __init__(self, branches: Branches) -> None:
         self._branches = branches
-        self._moments: dict[CallKey, Moments] = {}
+        self._sums: dict[CallKey, Tensor] = {}
         self._seen: dict[PairKey, int] = {}
 
     def start_forward(self) -> None:
@@ -154,8 +169,9 @@ class Collector:
         self._seen[key] = index + 1
         with torch.no_grad():
             outputs = self._branches(key, q.detach(), k.detach(), v.detach())
-        moments = self._moments.setdefault(CallKey(key, index), Moments.zeros(key.head_dim))
-        moments.add(*outputs)
+            vector = moment_vector(*outputs)
+        call = CallKey(key, index)
+        self._sums[call] = self._sums[call] + vector if call in self._sums else vector
 
     def collected(self, group: Group) -> LayerMoments:
         """The sums over all processes, the same on each."""
@@ -167,13 +183,15 @@ class Collector:
         for pair in sorted(layers):
             for index in range(layers[pair]):
                 key = CallKey(pair, index)
-                own = self._moments.get(key) or Moments.zeros(pair.head_dim)
-                result[key] = Moments.from_vector(group.sum(own.to_vector()), pair.head_dim)
+                own = self._sums.get(key)
+                if own is None:
+                    own = Moments.zeros(pair.head_dim).to_vector()
+                result[key] = Moments.from_vector(group.sum(own.cpu()), pair.head_dim)
         return LayerMoments(result)
 
     def _layers(self) -> dict[PairKey, int]:
         counts: dict[PairKey, int] = {}
-        for key in self._moments:
+        for key in self._sums:
             counts[key.pair] = max(counts.get(key.pair, 0), key.index + 1)
         return counts
 

@@ -60,8 +60,11 @@ class Runner:
 
     def forward(self, draw: Draw) -> Tensor:
         """Loss of each sample of a draw without gradients, float32 [B]."""
-        with torch.no_grad():
-            return self._run(draw)
+        try:
+            with torch.no_grad():
+                return self._run(draw)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory("a single forward pass") from error
 
     def loss_and_gradients(
         self, workload: Workload, projections: Projections, tick: Tick
@@ -99,10 +102,7 @@ class Runner:
             if retry and enable_checkpointing(self.model):
                 del error
             else:
-                raise RegenError(
-                    "out of memory, also with gradient checkpointing",
-                    hint="use --offload, a smaller --resolution, or a larger card",
-                ) from error
+                raise _out_of_memory("training, also with gradient checkpointing") from error
         else:
             return float(loss.detach().double()), {
                 key: torch.cat([_grad(layer.weight), _grad(layer.bias)[:, None]], 1)
@@ -113,6 +113,13 @@ class Runner:
 
     def _run(self, draw: Draw) -> Tensor:
         return run_losses(draw, self.model, self.device, self.dtype)
+
+
+def _out_of_memory(what: str) -> RegenError:
+    return RegenError(
+        f"the device has too little memory for {what}",
+        hint="use --offload, a smaller --resolution, a larger card, or --device auto for several",
+    )
 
 
 def _grad(parameter: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from sla_ckpt.formats.twin import read_twin, write_state
 from sla_ckpt.fsio import directory_lock
 from sla_ckpt.regen import write as write_module
 from sla_ckpt.regen.engine import regenerate
+from sla_ckpt.regen.families.registry import adapter_for
 from sla_ckpt.regen.options import RegenOptions, settings_from_text
 from sla_ckpt.state import STATE_FILE, TWIN_FILE, ProjectionTensors, SLASettings, SLAState
 from tests.regen.lost_state import (
+    CONFIG,
     KEY,
     SETTINGS,
     make_calls,
@@ -27,7 +29,7 @@ from tests.regen.lost_state import (
     true_state,
 )
 from tests.regen.sample_makers import make_cache
-from tests.regen.tiny_models import hashes
+from tests.regen.tiny_models import hashes, make_model
 
 torch.set_num_threads(1)
 FAST = RegenOptions(device="cpu", settings=SETTINGS, draws=1, evaluations=12)
@@ -341,3 +343,35 @@ def test_sla_config_names_unknown_settings() -> None:
 def test_options_out_of_range_are_usage_errors(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         replace(FAST, **wrong)
+
+
+def test_a_lora_checkpoint_is_regenerated_over_its_base(tmp_path: Path, calls: Path) -> None:
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    base = make_lost_checkpoint(tmp_path / "base")
+    model = make_model("FluxTransformer2DModel", CONFIG)
+    model.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q"]))
+    checkpoint = tmp_path / "checkpoint-20"
+    checkpoint.mkdir()
+    named = {f"transformer.{k}": v for k, v in get_peft_model_state_dict(model).items()}
+    save_file(named, checkpoint / "pytorch_lora_weights.safetensors")
+    before = hashes(tmp_path)
+    result = regenerate(checkpoint, replace(FAST, inputs=calls, base_model=str(base)))
+    assert result.ok
+    assert "LoRA" in result.backbone
+    after = hashes(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert read_twin(checkpoint / TWIN_FILE).origin["base_model"]
+
+
+def test_a_model_with_linear_attention_of_its_own_is_refused(tmp_path: Path) -> None:
+    config = dict(adapter_for("SanaTransformer2DModel").tiny_config())
+    name = config.pop("_class_name")
+    checkpoint = tmp_path / "checkpoint-1"
+    make_model(name, config).to(torch.bfloat16).save_pretrained(checkpoint / "transformer")
+    before = hashes(checkpoint)
+    with pytest.raises(RegenError, match="no attention call of this model goes sparse"):
+        regenerate(checkpoint, replace(FAST, samples=1, tokens=100))
+    assert hashes(checkpoint) == before

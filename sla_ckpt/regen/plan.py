@@ -1,0 +1,42 @@
+"""How to regenerate, apart from with what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from sla_ckpt.state import SLASettings
+
+Method = Literal["auto", "calibrate", "train"]
+OptimizerName = Literal["lbfgs", "adamw"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to regenerate, apart from what with.
+
+    Attributes:
+        settings: SLA's settings.
+        dtype: Compute dtype, and so the dtype of the pairs.
+        variant: ``"main"`` or ``"sla-1"``.
+        kernel: As for :func:`sla_ckpt.attention.inject.use_sla`.
+        method: ``"calibrate"`` leaves training out, ``"train"`` the calibrated start.
+        optimizer: Of the training.
+        steps: Training steps.
+        lr: AdamW's.
+        metric_ridge: Damping of the metric that L-BFGS trains in, as a share of the mean
+            eigenvalue of E[x xᵀ]. Less of it converges in fewer evaluations and fits the noise of
+            few samples sooner; benchmarks/recovery.py compares.
+    """
+
+    settings: SLASettings = field(default_factory=SLASettings)
+    dtype: torch.dtype = torch.bfloat16
+    variant: str = "main"
+    kernel: str = "auto"
+    method: Method = "auto"
+    optimizer: OptimizerName = "lbfgs"
+    steps: int = 1
+    lr: float = 1e-2
+    metric_ridge: float = 1.0
