@@ -11,20 +11,16 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sla_ckpt.checkpoint.layout import CheckpointKind
 from sla_ckpt.errors import FormatError
+from sla_ckpt.hub.front_matter import add_tags, newline_of
 from sla_ckpt.state import STATE_FILE, SLAState
 
 BEGIN = "<!-- sla-ckpt: begin (generated, edits here are lost) -->"
 END = "<!-- sla-ckpt: end -->"
 TAGS = ("sparse-linear-attention", "sla")
-_FRONT_MATTER = re.compile(
-    r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
-)
 _MARK = re.compile(re.escape(BEGIN) + r"\r?\n<!-- text ([0-9a-f]{16}) -->")
-_LOCAL_PATH = re.compile(r"/|~|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[\\/]|\\\\|file:")
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def _hash(text: str) -> str:
     start, stop = text.find(BEGIN), text.find(END)
     rest = text[:start] + text[stop + len(END) :] if 0 <= start < stop else text
     with contextlib.suppress(FormatError):  # said when the card is made
-        rest = _with_tags(rest)
+        rest = add_tags(rest, TAGS)
     plain = rest.replace("\r\n", "\n").strip()
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
@@ -115,16 +111,12 @@ def update_card(existing: str | None, facts: CardFacts, *, mark: str = "") -> st
     section = render_section(facts)
     if mark:
         section = section.replace(BEGIN, f"{BEGIN}\n<!-- text {mark} -->", 1)
-    return _with_tags(_with_section(existing, section))
-
-
-def _newline_of(text: str) -> str:
-    return "\r\n" if "\r\n" in text else "\n"
+    return add_tags(_with_section(existing, section), TAGS)
 
 
 def _with_section(text: str, section: str) -> str:
     begins, ends = text.count(BEGIN), text.count(END)
-    newline = _newline_of(text)
+    newline = newline_of(text)
     section = section.replace("\n", newline)
     if begins == ends == 0:
         ended = 2 if text.endswith(newline * 2) else 1 if text.endswith(newline) else 0
@@ -137,136 +129,6 @@ def _with_section(text: str, section: str) -> str:
             path="README.md",
         )
     return text[:start] + section + text[stop + len(END) :]
-
-
-def _with_tags(text: str) -> str:
-    """Add our tags to the front matter without touching another byte of it.
-
-    The block is edited as text, at the positions that the YAML parser reports.
-    """
-    newline = _newline_of(text)
-    match = _FRONT_MATTER.match(text)
-    if match is None:
-        mark = "\ufeff" if text.startswith("\ufeff") else ""
-        lines = ["---", "tags:", *(f"- {tag}" for tag in TAGS), "---", "", ""]
-        return mark + newline.join(lines) + text.removeprefix("\ufeff")
-    block = match[1]
-    before, present = parse_metadata(block), _tags_of(block)
-    missing = [tag for tag in TAGS if tag not in present]
-    if not missing:
-        return text
-    changed = _insert_tags(block, missing, newline)
-    if changed is None or parse_metadata(changed) != {**before, "tags": [*present, *missing]}:
-        raise FormatError(
-            "README.md: its metadata has tags in a form that cannot be extended",
-            hint=f"add the tags {', '.join(TAGS)} yourself, as a YAML list",
-            path="README.md",
-        )
-    return text[: match.start(1)] + changed + text[match.end(1) :]
-
-
-def _insert_tags(block: str, missing: list[str], newline: str) -> str | None:
-    """The block with more tags; None when ``tags`` is neither absent, a list nor one word."""
-    import yaml
-
-    node = _tags_node(block)
-    items = [f"- {tag}" for tag in missing]
-    if node is None:
-        return block + newline.join(["tags:", *items]) + newline
-    start, end = node.start_mark.index, node.end_mark.index
-    if isinstance(node, yaml.SequenceNode) and node.flow_style:
-        last = node.value[-1].end_mark.index if node.value else start + 1
-        return block[:last] + (", " if node.value else "") + ", ".join(missing) + block[last:]
-    if isinstance(node, yaml.SequenceNode):
-        lead = " " * node.start_mark.column
-        return _insert_lines(block, node.value[-1].end_mark.index, lead, items, newline)
-    if not isinstance(node, yaml.ScalarNode):
-        return None
-    if node.value:
-        items.insert(0, f"- {block[start:end]}")
-        block, end = block[:start].rstrip(" ") + block[end:], len(block[:start].rstrip(" "))
-    return _insert_lines(block, end, "", items, newline)
-
-
-def _insert_lines(block: str, after: int, lead: str, lines: list[str], newline: str) -> str:
-    """Put lines after the one that holds position ``after``."""
-    found = block.find("\n", after)
-    at = len(block) if found < 0 else found + 1
-    return block[:at] + "".join(lead + line + newline for line in lines) + block[at:]
-
-
-def _tags_node(block: str) -> Any:
-    """The YAML node of the top-level ``tags``; None when there is none."""
-    import yaml
-
-    root = yaml.compose(block, Loader=yaml.SafeLoader)
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    return next((value for key, value in pairs if getattr(key, "value", None) == "tags"), None)
-
-
-def _tags_of(block: str) -> list[str]:
-    metadata = parse_metadata(block)
-    tags = metadata.get("tags")
-    if isinstance(tags, str):
-        return [tags]
-    return [str(tag) for tag in tags] if isinstance(tags, list) else []
-
-
-def parse_metadata(block: str) -> Mapping[str, object]:
-    """The YAML of a card's front matter.
-
-    Raises:
-        FormatError: Not YAML, or not a mapping.
-    """
-    import yaml
-
-    try:
-        value = yaml.safe_load(block)
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 2}" if mark is not None else ""
-        raise FormatError(
-            f"README.md: its metadata is not YAML{where}",
-            hint="correct the block between the two --- lines",
-            path="README.md",
-        ) from error
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise FormatError(
-            "README.md: its metadata is not a YAML mapping",
-            hint="correct the block between the two --- lines",
-            path="README.md",
-        )
-    return value
-
-
-def metadata_of(text: str) -> Mapping[str, object]:
-    """The metadata of a whole README; empty when it has none."""
-    match = _FRONT_MATTER.match(text)
-    return parse_metadata(match[1]) if match else {}
-
-
-def check_metadata(text: str) -> None:
-    """Find, before a byte is sent, what the Hub would refuse or nobody wants published.
-
-    Raises:
-        FormatError: A field is empty, or holds a local path; names the field.
-    """
-    for key, value in metadata_of(text).items():
-        if value is None:
-            raise FormatError(
-                f"README.md: metadata field {key!r} is empty, which the Hub refuses",
-                hint=f"give {key} a value between the two --- lines, or delete it",
-                path="README.md",
-            )
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str) and _LOCAL_PATH.match(item):
-                raise FormatError(
-                    f"README.md: metadata field {key!r} holds a local path",
-                    hint="put the Hub id (org/model) there, then push again",
-                    path="README.md",
-                )
 
 
 def render_section(facts: CardFacts) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from sla_ckpt.checkpoint.source import MAX_DEPTH, LocalSource
 from sla_ckpt.errors import HubError, TargetNotFoundError, UsageError
 from sla_ckpt.formats.simpletuner import read_state
 from sla_ckpt.formats.twin import encode_twin, read_twin
-from sla_ckpt.hub.card import CardFacts, CardText, check_metadata, update_card
+from sla_ckpt.hub.card import CardFacts, CardText, update_card
 from sla_ckpt.hub.files import (
     Role,
     case_collisions,
@@ -22,6 +23,7 @@ from sla_ckpt.hub.files import (
     role_of,
     superseded,
 )
+from sla_ckpt.hub.front_matter import check_metadata
 from sla_ckpt.hub.hashes import FileHash, HashCache, hash_bytes, stamp_of
 from sla_ckpt.hub.remote import RemoteFile
 from sla_ckpt.hub.repo import RepoRef
@@ -32,6 +34,8 @@ Change = Literal["new", "changed", "unchanged"]
 #: The Hub refuses single files beyond this.
 MAX_FILE_BYTES = 50 * 10**9
 README = "README.md"
+#: Files hashed at a time; hashing leaves the interpreter free.
+HASHERS = 4
 #: From here on reading a file costs more than the bookkeeping for not reading it; the Hub never
 #: stores files of this size in git itself.
 LARGE = 64 * 1024 * 1024
@@ -153,7 +157,7 @@ def collect(
         training_state: Also what only a resume needs.
         unhashed_unless_in: The repository's files. A large file that cannot be among them stays
             unhashed: xet hashes while it sends, and reading it before would be for nothing.
-        progress: Called with (path, bytes).
+        progress: Called with (path, bytes), from several threads.
 
     Raises:
         UsageError: A pattern leaves out a file that the model needs, or matches nothing.
@@ -193,25 +197,25 @@ def collect(
     _check_names(chosen, base)
     prefix = f"{base}/" if base else ""
     files: dict[str, LocalFile] = {}
-    with HashCache() as hashes:
-        for path in chosen:
-            if path == README:
-                continue
+    to_hash = [path for path in chosen if path != README]
+    listing = unhashed_unless_in
+    with HashCache() as hashes, ThreadPoolExecutor(HASHERS) as pool:
+
+        def digest_of(path: str) -> FileHash:
             local = source.local_path(path)
+            if listing is not None:
+                pending = _leave_pending(hashes, local, listing.get(prefix + path))
+                if pending is not None:
+                    return pending
+            return hashes.hash(local, lambda size: progress(path, size) if progress else None)
 
-            def step(size: int, path: str = path) -> None:
-                if progress is not None:
-                    progress(path, size)
-
-            digest = None
-            if unhashed_unless_in is not None:
-                digest = _leave_pending(hashes, local, unhashed_unless_in.get(prefix + path))
-            digest = digest or hashes.hash(local, step)
+        for path, digest in zip(to_hash, pool.map(digest_of, to_hash), strict=True):
             if digest.size > MAX_FILE_BYTES:
                 raise HubError(
                     f"{path} has {digest.size:,} bytes, more than the Hub takes in one file",
                     hint="save the weights in smaller shards (max_shard_size of save_pretrained)",
                 )
+            local = source.local_path(path)
             files[prefix + path] = LocalFile(prefix + path, local, digest, path in needed)
     state = _add_twin(checkpoint, source, files, prefix)
     return PushContent(checkpoint, files, left_out, state, base)

@@ -8,28 +8,34 @@ the next one goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sla_ckpt.checkpoint.layout import GUARD_FILE, CheckpointKind, discover
+from sla_ckpt.checkpoint.layout import CheckpointKind, discover
 from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.context import VerifyOptions
 from sla_ckpt.checks.report import Report
 from sla_ckpt.checks.verify import verify_source
-from sla_ckpt.errors import FormatError, HubError, TargetNotFoundError, UsageError, WriteError
+from sla_ckpt.errors import FormatError, TargetNotFoundError, UsageError
 from sla_ckpt.formats.twin import read_twin, write_state
-from sla_ckpt.fsio import backup, directory_lock, fsync_directory
+from sla_ckpt.fsio import backup, directory_lock
 from sla_ckpt.hub.client import HubClient, connect
 from sla_ckpt.hub.download import fetch
-from sla_ckpt.hub.files import Role, case_collisions, choose, role_of
-from sla_ckpt.hub.hashes import HashCache
-from sla_ckpt.hub.plan import same_content
+from sla_ckpt.hub.files import Role, choose, role_of
+from sla_ckpt.hub.placing import (
+    STAGING,
+    check_collisions,
+    check_names,
+    check_space,
+    compare_local,
+    make_directory,
+    place,
+)
 from sla_ckpt.hub.remote import HubSource, open_at
 from sla_ckpt.hub.repo import RepoRef, parse_repo
 from sla_ckpt.hub.rules import model_folders
@@ -37,12 +43,7 @@ from sla_ckpt.paths import expand
 from sla_ckpt.state import STATE_FILE, TWIN_FILE
 from sla_ckpt.text import count, join_some
 
-STAGING = ".sla_ckpt_pull"
 PARALLEL = 4
-#: Bytes; every common file system's limit.
-MAX_NAME = 255
-#: Left free beside what arrives: the temporary files of the download itself are in the sum.
-SPARE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -149,31 +150,31 @@ def pull(
             hint="check the path in the repository" if ref.subfolder else "push to it first",
         )
     target = expand(directory) if directory is not None else Path(_default_name(ref))
-    _check_names(files, ref)
+    check_names(files, ref)
     beside = _state_beside(root, source)
     if not beside and not {STATE_FILE, TWIN_FILE} & {path.rpartition("/")[2] for path in files}:
         note(f"warning: {source.label} has no {STATE_FILE}; see what is said at the end")
     _refuse_folder_of_checkpoints(source, ref)
     chosen, left_out = _choose(source, options)
     paths = {**{path: source.prefix + path for path in chosen}, **beside}
-    _check_collisions(paths, ref)
-    present, wanted, differing = _compare_local(root, target, paths, options)
+    check_collisions(paths, ref)
+    present, wanted, differing = compare_local(root, target, paths, force=options.force)
     fetched = {path: root.listing[full].size for path, full in wanted.items()}
     if options.dry_run:
         return PullResult(ref, root.commit, target, fetched, present, left_out, None)
-    _make_directory(target)
+    make_directory(target)
     with directory_lock(target):
         if wanted:
             note(
                 f"fetching {count(len(wanted), 'file')}, {sum(fetched.values()):,} bytes "
                 f"of {ref.repo_id}@{root.commit[:8]}"
             )
-            _check_space(target, sum(fetched.values()))
+            check_space(target, sum(fetched.values()))
             parts = _fetch_all(client, root, target, wanted)
             for path in differing:
                 if role_of(path) is Role.STATE:
                     backup(target / path)
-            _place(target, parts)
+            place(target, parts)
         _write_state_of_lone_twin(target, note)
         shutil.rmtree(target / STAGING, ignore_errors=True)
     note(f"verifying {target}")
@@ -260,100 +261,6 @@ def _choose(source: HubSource, options: PullOptions) -> tuple[list[str], dict[st
     return chosen, left_out
 
 
-def _check_names(paths: Iterable[str], ref: RepoRef) -> None:
-    """Names in a repository are somebody else's input: none may leave the target folder."""
-    for path in paths:
-        parts = path.split("/")
-        if any(part in ("", ".", "..") for part in parts) or "\\" in path or ":" in parts[0]:
-            raise HubError(
-                f"{ref.repo_id} has a file with an unsafe name: {path!r}",
-                hint="do not use this repository; tell its owner",
-            )
-
-
-def _check_collisions(paths: Iterable[str], ref: RepoRef) -> None:
-    for path in paths:
-        if any(len(os.fsencode(part)) > MAX_NAME for part in path.split("/")):
-            raise HubError(
-                f"{ref.repo_id}: the name is too long for a file system: {path}",
-                hint="leave it out with --exclude",
-            )
-    collisions = case_collisions(paths)
-    if collisions:
-        one, other = collisions[0]
-        raise HubError(
-            f"{ref.repo_id}: {one} and {other} differ only by case: one would overwrite the other",
-            hint="leave one out with --exclude",
-        )
-
-
-def _compare_local(
-    root: HubSource, target: Path, paths: Mapping[str, str], options: PullOptions
-) -> tuple[tuple[str, ...], dict[str, str], list[str]]:
-    """Files that are there already, those to fetch (local -> repository path), those replaced."""
-    present, wanted, differing = [], {}, []
-    with HashCache() as hashes:
-        for path, full in paths.items():
-            local = target / path
-            try:
-                _refuse_linked_folder(target, local.parent)
-                if local.is_file():
-                    if same_content(hashes.hash(local), root.listing[full]):
-                        present.append(path)
-                        continue
-                    differing.append(path)
-                elif local.exists():
-                    raise WriteError(
-                        f"{local} is in the way: it is not a file", hint="move it away"
-                    )
-            except OSError as error:
-                raise WriteError(
-                    f"cannot look at {local}: {error.strerror or error}",
-                    hint="choose another folder",
-                ) from error
-            wanted[path] = full
-    if differing and not options.force:
-        raise WriteError(
-            f"{target} has {count(len(differing), 'file')} that differ from the repository: "
-            f"{join_some(differing)}",
-            hint="use another folder, or --force to replace them",
-        )
-    return tuple(present), wanted, differing
-
-
-def _refuse_linked_folder(target: Path, folder: Path) -> None:
-    """Nothing is written through a link: it may lead into a shared cache."""
-    while folder != target and folder != folder.parent:
-        if folder.is_symlink():
-            raise WriteError(
-                f"{folder} is a link; writing through it could damage what it points to",
-                hint="remove the link or choose another folder",
-                path=str(folder),
-            )
-        folder = folder.parent
-
-
-def _make_directory(target: Path) -> None:
-    try:
-        (target / STAGING).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(
-            f"cannot make {target}: {error.strerror or error}",
-            hint="choose another folder",
-            path=str(target),
-        ) from error
-
-
-def _check_space(target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target).free
-    staged = sum(f.stat().st_size for f in (target / STAGING).rglob("*") if f.is_file())
-    if free + staged < needed + SPARE_BYTES:
-        raise WriteError(
-            f"not enough space for {target}: {needed:,} bytes are needed, {free:,} are free",
-            hint="free some space or choose a folder on another disk",
-        )
-
-
 def _fetch_all(
     client: HubClient, root: HubSource, target: Path, wanted: Mapping[str, str]
 ) -> dict[str, Path]:
@@ -373,26 +280,3 @@ def _fetch_all(
         return dict(zip(wanted, pool.map(one, wanted), strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _order(path: str) -> tuple[bool, bool]:
-    """The state first, so that weights are never there without it; the guard last."""
-    return path == GUARD_FILE, role_of(path) is not Role.STATE
-
-
-def _place(target: Path, parts: Mapping[str, Path]) -> None:
-    """Move everything to its place, each file in one step."""
-    ordered = sorted(parts, key=_order)
-    try:
-        for path in ordered:
-            destination = target / path
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            parts[path].replace(destination)
-        for folder in {(target / path).parent for path in ordered}:
-            fsync_directory(folder)
-    except OSError as error:
-        raise WriteError(
-            f"cannot write to {target}: {error.strerror or error}",
-            hint="run the command again; what was fetched is kept",
-            path=str(target),
-        ) from error

@@ -5,10 +5,8 @@ Verify, plan, upload, one commit on the parent that was planned against, read ba
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,10 @@ from sla_ckpt.checks.report import Finding, Report
 from sla_ckpt.checks.verify import verify_source
 from sla_ckpt.errors import HubError, UsageError
 from sla_ckpt.hub.card import choose_text
-from sla_ckpt.hub.client import ATTEMPTS, HubClient, connect, wait_for_retry
-from sla_ckpt.hub.failures import is_transient, status_of
+from sla_ckpt.hub.client import HubClient, connect
+from sla_ckpt.hub.commit import commit, upload, uses_xet
 from sla_ckpt.hub.files import matches
-from sla_ckpt.hub.hashes import FileHash, HashCache, stamp_of
-from sla_ckpt.hub.plan import LocalFile, PushContent, PushPlan, collect, make_plan, same_content
+from sla_ckpt.hub.plan import PushContent, PushPlan, collect, make_plan, same_content
 from sla_ckpt.hub.preflight import preflight
 from sla_ckpt.hub.remote import HubSource, RemoteFile, open_at
 from sla_ckpt.hub.repo import RepoRef, parse_repo
@@ -171,12 +168,12 @@ def push(
         plan = preflight(client, plan, create_pr=options.create_pr)
         if plan.is_empty:
             return PushResult(local, plan, created=not exists)
-    plan, commit, request = _commit(client, content, plan, options, root, note)
+    plan, made, request = _commit(client, content, plan, options, root, note)
     note("reading the new revision back")
-    after = open_at(client, RepoRef(ref.repo_id, commit))
+    after = open_at(client, RepoRef(ref.repo_id, made))
     _compare(plan, after)
     remote = _verify_remote(after, base, options)
-    return PushResult(local, plan, (), commit, request, remote, not exists)
+    return PushResult(local, plan, (), made, request, remote, not exists)
 
 
 def _target(repo: str | RepoRef, options: PushOptions) -> tuple[RepoRef, str]:
@@ -291,8 +288,15 @@ def _commit(
     for _ in range(REPLANS + 1):
         size = plan.bytes_to_send
         note(f"sending {count(len(plan.to_send), 'file')}, {size:,} bytes")
-        additions, plan = _upload(client, content, plan, options)
-        done = _try_commit(client, plan, additions, options, note)
+        additions, plan = upload(client, content, plan, create_pr=options.create_pr)
+        done = commit(
+            client,
+            plan,
+            additions,
+            create_pr=options.create_pr,
+            message=options.message,
+            note=note,
+        )
         if done is not None:
             return plan, *done
         note("somebody else pushed meanwhile, planning anew")
@@ -307,164 +311,13 @@ def _commit(
     )
 
 
-def _upload(
-    client: HubClient, content: PushContent, plan: PushPlan, options: PushOptions
-) -> tuple[list[Any], PushPlan]:
-    """Send the large files; the operations, and the plan with every hash known."""
-    additions = [_addition(entry.file) for entry in plan.to_send]
-    stamps = [_stamp(entry.file) for entry in plan.to_send]
-    with client.errors("upload to", plan.ref.repo_id):
-        client.retry(
-            lambda: client.api.preupload_lfs_files(
-                plan.ref.repo_id,
-                additions,
-                revision=plan.ref.revision,
-                create_pr=options.create_pr or None,
-                free_memory=False,
-            )
-        )
-    learnt: dict[str, LocalFile] = {}
-    with HashCache() as hashes:
-        for entry, addition, stamp in zip(plan.to_send, additions, stamps, strict=True):
-            info, expected = addition.upload_info, entry.file.hash
-            # Hashed by the upload; where a version of the client does not tell, by reading it.
-            sent = info.sha256.hex() if expected.is_pending or info.is_hashed else expected.sha256
-            if (
-                info.size != expected.size
-                or stamp != _stamp(entry.file)
-                or (not expected.is_pending and sent != expected.sha256)
-            ):
-                raise HubError(
-                    f"{entry.path} changed while it was sent; nothing was committed",
-                    hint="wait until the trainer has finished saving, then run the command again",
-                )
-            if expected.is_pending and isinstance(entry.file.source, Path):
-                found = FileHash(expected.size, sent, "")
-                hashes.learn(entry.file.source, found, stamp=stamp)
-                learnt[entry.path] = replace(entry.file, hash=found)
-    content.files.update(learnt)
-    entries = tuple(
-        replace(entry, file=learnt.get(entry.path, entry.file)) for entry in plan.entries
-    )
-    return additions, replace(plan, entries=entries)
-
-
-def _stamp(file: LocalFile) -> list[int]:
-    return stamp_of(file.source) if isinstance(file.source, Path) else []
-
-
-def _uses_xet() -> bool:
-    from huggingface_hub import constants
-
-    return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
-
-
 def _listing_for_xet(
     head: HubSource | None, options: PushOptions
 ) -> Mapping[str, RemoteFile] | None:
     """The repository's files if what is not among them is hashed by xet; None if by us."""
-    if options.dry_run or not _uses_xet():
+    if options.dry_run or not uses_xet():
         return None
     return head.listing if head is not None else {}
-
-
-def _try_commit(
-    client: HubClient,
-    plan: PushPlan,
-    additions: list[Any],
-    options: PushOptions,
-    note: Callable[[str], None],
-) -> tuple[str, str | None] | None:
-    """One plan's commit, tried again after transient failures; None when the parent is stale."""
-    repo_id, revision = plan.ref.repo_id, plan.ref.revision
-    operations = [*additions, *_deletions(plan)]
-    message = options.message or f"Upload {_describe(plan)} with sla-ckpt"
-    for attempt in range(ATTEMPTS):
-        try:
-            with warnings.catch_warnings():
-                # What the Hub remarks about a card's metadata is not about this push.
-                warnings.simplefilter("ignore", UserWarning)
-                info = client.api.create_commit(
-                    repo_id,
-                    operations,
-                    commit_message=message,
-                    revision=revision,
-                    create_pr=options.create_pr or None,
-                    parent_commit=plan.parent,
-                )
-            return str(info.oid), str(info.pr_url) if info.pr_url else None
-        except Exception as error:
-            if status_of(error) == 412:
-                return None if options.create_pr else _landed(client, plan)
-            again = wait_for_retry(error, attempt)
-            # The answer may have been lost after the commit landed.
-            looked = _landed_request if options.create_pr else _landed
-            landed = looked(client, plan) if is_transient(error) else None
-            if landed is not None:
-                note("the commit had landed, only its answer was lost")
-                return landed
-            if not again:
-                with client.errors("commit to", repo_id):
-                    raise
-    raise AssertionError("unreachable")
-
-
-def _landed(client: HubClient, plan: PushPlan) -> tuple[str, None] | None:
-    """The branch's head if it moved and holds everything the plan wanted to send."""
-    head = open_at(client, plan.ref)
-    if head.commit == plan.parent or not _holds(plan, head.listing):
-        return None
-    return head.commit, None
-
-
-def _landed_request(client: HubClient, plan: PushPlan) -> tuple[str, str | None] | None:
-    """The newest open pull request if it holds everything the plan wanted to send."""
-    with client.errors("read the pull requests of", plan.ref.repo_id):
-        newest = max(
-            client.retry(
-                lambda: [
-                    item
-                    for item in client.api.get_repo_discussions(plan.ref.repo_id)
-                    if item.is_pull_request and item.status in ("open", "draft")
-                ]
-            ),
-            key=lambda item: item.num,
-            default=None,
-        )
-    if newest is None:
-        return None
-    head = open_at(client, RepoRef(plan.ref.repo_id, f"refs/pr/{newest.num}"))
-    return (head.commit, newest.url) if _holds(plan, head.listing) else None
-
-
-def _holds(plan: PushPlan, listing: Mapping[str, RemoteFile]) -> bool:
-    return not set(plan.removed) & set(listing) and all(
-        entry.path in listing and same_content(entry.file.hash, listing[entry.path])
-        for entry in plan.entries
-    )
-
-
-def _addition(file: LocalFile) -> Any:
-    from huggingface_hub import CommitOperationAdd
-
-    source = file.source if isinstance(file.source, bytes) else str(file.source)
-    addition = CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=source)
-    if not _uses_xet():
-        # Saves reading the file a second time; over LFS the server checks what arrives against
-        # it. Not over xet, where nobody would.
-        addition.upload_info.sha256 = bytes.fromhex(file.hash.sha256)
-    return addition
-
-
-def _deletions(plan: PushPlan) -> list[Any]:
-    from huggingface_hub import CommitOperationDelete
-
-    return [CommitOperationDelete(path, is_folder=False) for path in plan.removed]
-
-
-def _describe(plan: PushPlan) -> str:
-    names = [entry.path.rpartition("/")[2] for entry in plan.to_send]
-    return names[0] if len(names) == 1 else count(len(names) or len(plan.removed), "file")
 
 
 def _compare(plan: PushPlan, after: HubSource) -> None:

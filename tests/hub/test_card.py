@@ -9,7 +9,8 @@ import yaml
 
 from sla_ckpt.checkpoint.layout import CheckpointKind
 from sla_ckpt.errors import SlaCkptError
-from sla_ckpt.hub.card import BEGIN, END, TAGS, CardFacts, metadata_of, update_card
+from sla_ckpt.hub.card import BEGIN, END, TAGS, CardFacts, update_card
+from sla_ckpt.hub.front_matter import metadata_of
 from tests.factories import state
 
 FACTS = CardFacts(
