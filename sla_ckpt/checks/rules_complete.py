@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sla_ckpt.checks.context import Context
 
 LEFTOVERS = (".tmp", ".incomplete", ".part")
-_NEEDED = (".safetensors", ".bin", ".pt", ".pkl", ".json")
+_NEEDED = ("config.json", "model_index.json", MANIFEST_FILE, "lycoris_config.json")
 _TRAINER_FILE = re.compile(r"(optimizer|scheduler|random_states|scaler|training_state)[^/]*")
 #: Where DeepSpeed and FSDP keep the optimizer instead.
 _SHARDED_OPTIMIZER = re.compile(r"(optimizer|pytorch_model)[^/]*/.+")
@@ -89,8 +89,22 @@ def _unopenable(context: Context) -> Iterator[Fault]:
             help="fetch or copy it again; a link into a download cache breaks when that is cleaned"
             if "link" in reason
             else "check its permissions",
-            level="error" if path.endswith(_NEEDED) or path in DENOISER_FOLDERS else "warning",
+            level="error" if _is_needed(context, path) else "warning",
         )
+
+
+def _is_needed(context: Context, path: str) -> bool:
+    """Whether a loader or the trainer opens the file, or it stands in a model's folder."""
+    top, _, below = path.partition("/")
+    models = {*DENOISER_FOLDERS, *context.checkpoint.pipeline}
+    models |= {component.folder for component in context.checkpoint.components}
+    if below or top in models:
+        return top in models
+    return (
+        path.endswith((".safetensors", ".bin"))
+        or path in _NEEDED
+        or (_TRAINER_FILE.fullmatch(path) is not None)
+    )
 
 
 def _pipeline(context: Context) -> Iterator[Fault]:

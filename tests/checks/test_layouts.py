@@ -299,3 +299,11 @@ def test_a_file_that_vanishes_while_it_is_read_is_one_error(tmp_path: Path, name
     (folder / name).unlink()
     with pytest.raises(TargetNotFoundError, match=r"cannot read .*" + Path(name).name):
         verify(source)
+
+
+def test_a_broken_link_that_no_loader_follows_is_a_warning(tmp_path: Path) -> None:
+    folder = factories.write_full_checkpoint(tmp_path)
+    (folder / "samples.json").symlink_to(folder / "gone.json")
+    (folder / "transformer/extra.safetensors").symlink_to(folder / "gone.safetensors")
+    levels = {f.path: f.level for f in verify(folder).findings if f.code == "SLA301"}
+    assert levels == {"samples.json": "warning", "transformer/extra.safetensors": "error"}
