@@ -79,6 +79,11 @@ def regenerate(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     kind = _device_type(options.device)
     with process_group(kind) as group:
+        if group.size > 1 and options.device == "auto":
+            raise UsageError(
+                "--device auto spreads one model over all cards; torchrun starts one per card",
+                hint="use one of them",
+            )
         if kind == "cuda" and (group.size > 1 or options.device == "auto"):
             device = torch.device("cuda", group.local_rank)
         else:

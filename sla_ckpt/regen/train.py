@@ -17,7 +17,7 @@ from sla_ckpt.errors import RegenError
 from sla_ckpt.regen.distributed import Group
 from sla_ckpt.regen.lbfgs import minimise
 from sla_ckpt.regen.projections import Coordinates, Projections, load_into
-from sla_ckpt.regen.workload import Draw, Workload, run_losses
+from sla_ckpt.regen.workload import Draw, Workload, failures_in_one_line
 
 #: Length of the first L-BFGS trial: the change of the projection's output against attention's.
 FIRST_STEP = 0.1
@@ -61,7 +61,7 @@ class Runner:
     def forward(self, draw: Draw) -> Tensor:
         """Loss of each sample of a draw without gradients, float32 [B]."""
         try:
-            with torch.no_grad():
+            with torch.no_grad(), failures_in_one_line(self.model):
                 return self._run(draw)
         except torch.OutOfMemoryError as error:
             raise _out_of_memory("a single forward pass") from error
@@ -90,7 +90,7 @@ class Runner:
         for layer in layers.values():
             layer.zero_grad(set_to_none=True)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), failures_in_one_line(self.model):
                 loss = self._run(draw).sum()
                 if not loss.requires_grad:
                     raise RegenError(
@@ -112,7 +112,7 @@ class Runner:
         return self._backward(draw, retry=False)
 
     def _run(self, draw: Draw) -> Tensor:
-        return run_losses(draw, self.model, self.device, self.dtype)
+        return draw.losses(self.model, self.device, self.dtype)
 
 
 def _out_of_memory(what: str) -> RegenError:

@@ -6,7 +6,8 @@ and the budget only, not on the device, the batch size or the number of processe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -138,22 +139,34 @@ def make_workload(
     return Workload(tuple(draws))
 
 
-def run_losses(draw: Draw, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """:meth:`Draw.losses`; what the model raises becomes one line.
+@contextlib.contextmanager
+def failures_in_one_line(model: nn.Module) -> Iterator[None]:
+    """Turn whatever a model or a kernel raises into one line; out of memory passes.
 
     Raises:
-        RegenError: The model or a kernel fails on these inputs.
+        RegenError: The model or a kernel failed.
     """
+    usual = (RuntimeError, ValueError, TypeError, LookupError)
+    caught: tuple[type[Exception], ...] = (*usual, *_kernel_errors())
     try:
-        return draw.losses(model, device, dtype)
+        yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    except caught as error:
+        lines = str(error).strip().splitlines() or ["no message"]
         raise RegenError(
             f"{type(model).__name__} failed to run: {type(error).__name__}: {lines[0]}",
             hint="set SLA_CKPT_TRACEBACK=1 to see where; --kernel reference leaves kernels out",
         ) from error
+
+
+def _kernel_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises when a kernel does not compile or does not fit the card."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return ()
+    return (TritonError,)
 
 
 @dataclass(frozen=True, eq=False)

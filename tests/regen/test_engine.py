@@ -255,6 +255,20 @@ def test_a_kernel_that_cannot_run_is_an_error_not_a_fallback(checkpoint: Path, c
         regenerate(checkpoint, replace(FAST, inputs=calls, kernel="external"))
 
 
+@pytest.mark.parametrize("method", ["auto", "train"])
+def test_a_kernel_that_fails_while_running_stops_everything(
+    checkpoint: Path, calls: Path, method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore lines")
+
+    monkeypatch.setattr("sla_ckpt.attention.module.sla_reference", broken)
+    before = hashes(checkpoint)
+    with pytest.raises(RegenError, match="RuntimeError: CUDA error: an illegal memory access"):
+        regenerate(checkpoint, replace(FAST, inputs=calls, method=method))
+    assert hashes(checkpoint) == before
+
+
 def test_weights_that_are_not_finite_are_refused(checkpoint: Path, calls: Path) -> None:
     from safetensors.torch import load_file, save_file
 
