@@ -243,7 +243,7 @@ def render_text(result: RegenResult) -> str:
         lines.append(f"written     {result.written}")
         lines += [f"old file    {path}" for path in result.backups]
     else:
-        lines.append(f"not written: {result.reason}")
+        lines.append(f"not written: {result.reason or 'dry run'}")
     lines += [
         f"verify      {finding['code']} {finding['level']}: {finding['message']}"
         for finding in result.findings
