@@ -82,10 +82,10 @@ def pair_missing(context: Context) -> Iterator[Fault]:
     for pair, dtypes in _missing(context):
         if dtypes:
             continue  # SLA209 says it better
+        needed = "--expect names it" if expectation.exact else f"{expectation.basis} needs it"
         have = ", ".join(str(key) for key in context.found) or "none"
         yield Fault(
-            f"{context.state_path}: pair {pair} is missing ({expectation.basis} needs it; "
-            f"the file has {have})",
+            f"{context.state_path}: pair {pair} is missing ({needed}; the file has {have})",
             path=context.state_path,
             help=f"the trainer starts it at zero without a word; run: "
             f"sla-ckpt regen {context.target}",

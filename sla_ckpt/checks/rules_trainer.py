@@ -26,7 +26,7 @@ def optimizer_trap(context: Context) -> Iterator[Fault]:
         total, groups = sla_groups(context, path)
         if groups:
             yield Fault(
-                f"{path} has {count(total, 'parameter group')}, the last {groups} of them SLA's; "
+                f"{path} has {count(total, 'parameter group')}, {groups} of them SLA's; "
                 f"a fresh process has {total - groups}: resume fails with 'different number of "
                 "parameter groups'",
                 path=path,
