@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import click
@@ -12,6 +15,9 @@ from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK
 from sla_ckpt.hub.pull import PullOptions, PullResult, pull
 from sla_ckpt.text import count, one_line
+
+Note = Callable[[str], None]
+Tick = Callable[[int, int], None]
 
 
 @click.command("pull", context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,26 +60,47 @@ def command(
     repository by default. An interrupted pull goes on where it stopped.
     """
     output = Output(quiet=quiet)
-    result = pull(
-        repo,
-        directory,
-        PullOptions(
-            revision=revision,
-            purpose=purpose,
-            include=include,
-            exclude=exclude,
-            force=force,
-            ignore=_options.split_codes(ignore),
-            dry_run=dry_run,
-            token=token,
-        ),
-        note=output.note,
-    )
+    with _transfer_bar(output) as (note, tick):
+        result = pull(
+            repo,
+            directory,
+            PullOptions(
+                revision=revision,
+                purpose=purpose,
+                include=include,
+                exclude=exclude,
+                force=force,
+                ignore=_options.split_codes(ignore),
+                dry_run=dry_run,
+                token=token,
+            ),
+            note=note,
+            tick=tick,
+        )
     if output_format == "json":
         output.json(result.to_dict())
     else:
         output.data(_text(result, quiet=quiet))
     return EXIT_OK if result.ok else EXIT_FINDINGS
+
+
+@contextlib.contextmanager
+def _transfer_bar(output: Output) -> Iterator[tuple[Note, Tick]]:
+    """Where remarks and bytes go: a bar on a terminal, lines alone elsewhere."""
+    if output.quiet or not sys.stderr.isatty():
+        yield output.note, lambda count, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("fetching", total=None, visible=False)
+
+        def tick(count: int, total: int) -> None:
+            bar.update(task, advance=count, total=total, visible=True)
+
+        yield lambda text: bar.console.print(text, markup=False, highlight=False), tick
 
 
 def _text(result: PullResult, *, quiet: bool) -> str:

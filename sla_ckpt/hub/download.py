@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,13 +21,15 @@ from sla_ckpt.hub.remote import RemoteFile
 class _Attempt:
     """What is known while one file is fetched."""
 
-    def __init__(self, part: Path, expected: RemoteFile) -> None:
+    def __init__(self, part: Path, expected: RemoteFile, tick: Callable[[int], None]) -> None:
         self.part = part
+        self.tick = tick
         self.expected = expected
         self.have = 0
         self.sha256 = hashlib.sha256()
 
     def restart(self, handle: BinaryIO) -> None:
+        self.tick(-self.have)
         handle.truncate(0)
         handle.seek(0)
         self.have = 0
@@ -37,6 +40,7 @@ class _Attempt:
         while chunk := handle.read(CHUNK):
             self.sha256.update(chunk)
             self.have += len(chunk)
+            self.tick(len(chunk))
         if self.have > self.expected.size:
             self.restart(handle)
 
@@ -49,7 +53,14 @@ class _Attempt:
 
 
 def fetch(
-    client: HubClient, repo_id: str, commit: str, path: str, expected: RemoteFile, part: Path
+    client: HubClient,
+    repo_id: str,
+    commit: str,
+    path: str,
+    expected: RemoteFile,
+    part: Path,
+    *,
+    tick: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Bring one file to ``part``, whose bytes from an earlier run are used.
 
@@ -60,6 +71,8 @@ def fetch(
         path: In the repository.
         expected: Size and hash that the repository lists.
         part: Local file; its folder exists.
+        tick: Called with the number of bytes that are there; negative when some are discarded.
+            What it raises ends the download.
 
     Raises:
         HubError: It cannot be fetched, or other bytes arrive, twice.
@@ -69,13 +82,14 @@ def fetch(
         try:
             with part.open("a+b") as handle:
                 handle.seek(0)
-                attempt = _Attempt(part, expected)
+                attempt = _Attempt(part, expected, tick)
                 attempt.adopt(handle)
                 _transfer(client, repo_id, commit, path, attempt, handle)
                 handle.flush()
                 os.fsync(handle.fileno())
             if attempt.is_right():
                 return
+            tick(-attempt.have)
             part.unlink()
         except OSError as error:
             raise _write_error(part, error) from error
@@ -93,6 +107,7 @@ def _transfer(
     with client.errors("fetch", f"{repo_id}/{path}"):
         while attempt.have < attempt.expected.size:
             before = attempt.have
+            attempt.tick(0)  # lets the listener stop the download
             try:
                 _append(client, repo_id, commit, path, attempt, handle)
             except Exception as error:
@@ -137,6 +152,7 @@ def _write(handle: BinaryIO, data: bytes, attempt: _Attempt) -> None:
         raise _write_error(attempt.part, error) from error
     attempt.sha256.update(data)
     attempt.have += len(data)
+    attempt.tick(len(data))
 
 
 def _write_error(part: Path, error: OSError) -> WriteError:

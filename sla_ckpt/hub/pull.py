@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import Any, Literal
 
 from sla_ckpt.checkpoint.layout import CheckpointKind, discover
@@ -21,7 +23,7 @@ from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.context import VerifyOptions
 from sla_ckpt.checks.report import Report
 from sla_ckpt.checks.verify import verify_source
-from sla_ckpt.errors import FormatError, TargetNotFoundError, UsageError
+from sla_ckpt.errors import FormatError, HubError, TargetNotFoundError, UsageError
 from sla_ckpt.formats.twin import read_twin, write_state
 from sla_ckpt.fsio import backup, directory_lock
 from sla_ckpt.hub.client import HubClient, connect
@@ -117,6 +119,7 @@ def pull(
     options: PullOptions | None = None,
     *,
     note: Callable[[str], None] = lambda text: None,
+    tick: Callable[[int, int], None] = lambda count, total: None,
 ) -> PullResult:
     """Fetch a checkpoint from the Hub.
 
@@ -127,6 +130,7 @@ def pull(
             above if it has none itself.
         options: What to fetch.
         note: Called with one line per stage.
+        tick: Called with (bytes that arrived, bytes of all files), from several threads.
 
     Returns:
         What arrived, and verify's report of it.
@@ -170,7 +174,8 @@ def pull(
                 f"of {ref.repo_id}@{root.commit[:8]}"
             )
             check_space(target, sum(fetched.values()))
-            parts = _fetch_all(client, root, target, wanted)
+            total = sum(fetched.values())
+            parts = _fetch_all(client, root, target, wanted, lambda size: tick(size, total))
             for path in differing:
                 if role_of(path) is Role.STATE:
                     backup(target / path)
@@ -262,9 +267,20 @@ def _choose(source: HubSource, options: PullOptions) -> tuple[list[str], dict[st
 
 
 def _fetch_all(
-    client: HubClient, root: HubSource, target: Path, wanted: Mapping[str, str]
+    client: HubClient,
+    root: HubSource,
+    target: Path,
+    wanted: Mapping[str, str],
+    tick: Callable[[int], None],
 ) -> dict[str, Path]:
     """Every file in the staging folder, complete and checked. Local path -> staged file."""
+
+    stopped = Event()
+
+    def counted(size: int) -> None:
+        if stopped.is_set():
+            raise HubError("the download was stopped", hint="run the command again")
+        tick(size)
 
     def one(path: str) -> Path:
         full = wanted[path]
@@ -272,11 +288,38 @@ def _fetch_all(
         identity = f"{path}\0{expected.sha256 or expected.blob_id}".encode()
         # Named after path and content, so that a later revision never goes on with other bytes.
         part = target / STAGING / f"{hashlib.sha256(identity).hexdigest()[:32]}.part"
-        fetch(client, root.ref.repo_id, root.commit, full, expected, part)
+        fetch(client, root.ref.repo_id, root.commit, full, expected, part, tick=counted)
         return part
 
-    pool = ThreadPoolExecutor(PARALLEL)
     try:
-        return dict(zip(wanted, pool.map(one, wanted), strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return _in_threads(one, wanted)
+    except BaseException:
+        stopped.set()  # the other downloads would go on for gigabytes
+        raise
+
+
+def _in_threads(work: Callable[[str], Path], items: Iterable[str]) -> dict[str, Path]:
+    """``work`` of every item, several at a time, in threads that the process does not wait for.
+
+    An executor's threads are joined when the interpreter ends: Ctrl-C would have to wait for a
+    server that does not answer.
+    """
+    futures: dict[str, Future[Path]] = {item: Future() for item in items}
+    waiting = SimpleQueue[str]()
+    for item in futures:
+        waiting.put(item)
+
+    def worker() -> None:
+        while True:
+            try:
+                item = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                futures[item].set_result(work(item))
+            except Exception as error:  # raised again where the result is asked for
+                futures[item].set_exception(error)
+
+    for _ in range(min(PARALLEL, len(futures))):
+        Thread(target=worker, daemon=True).start()
+    return {item: future.result() for item, future in futures.items()}

@@ -367,3 +367,40 @@ def test_a_completion_guard_is_placed_last(
     pull(cli, hub, REPO, target, "--for", "resume")
     placed = [path.stat().st_ctime_ns for path in (target / WEIGHTS, target / STATE_FILE)]
     assert (target / ".guard").stat().st_ctime_ns >= max(placed)
+
+
+def test_on_a_terminal_a_bar_shows_what_arrives(
+    hub: LoopbackHub, cli: Runner, checkpoint: Path, tmp_path: Path
+) -> None:
+    upload(hub, checkpoint)
+    code = (
+        "import os, pty, sys\n"
+        "out = bytearray()\n"
+        "def read(fd):\n"
+        "    data = os.read(fd, 65536)\n"
+        "    out.extend(data)\n"
+        "    return data\n"
+        "status = pty.spawn([sys.executable, '-m', 'sla_ckpt', 'pull', *sys.argv[1:]], read)\n"
+        "sys.exit(os.waitstatus_to_exitcode(status))\n"
+    )
+    done = cli.script(code, REPO, tmp_path / "back", hub=hub, env={"TERM": "xterm"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "MB/s" in done.stdout or "kB/s" in done.stdout or "bytes" in done.stdout
+    assert "fetched 3 files" in done.stdout and (tmp_path / "back" / STATE_FILE).is_file()
+
+
+def test_ctrl_c_ends_with_130_and_places_nothing(
+    hub: LoopbackHub, cli: Runner, checkpoint: Path, tmp_path: Path
+) -> None:
+    upload(hub, checkpoint)
+    hub.faults.add("GET .*_cdn.*diffusion_pytorch", "stall", phase="response", after=1000)
+    process = cli.start("pull", REPO, tmp_path / "back", hub=hub)
+    deadline = time.monotonic() + 20
+    while not hub.matching("_cdn.*diffusion_pytorch"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)  # a request may stand still for 120 s
+    assert process.returncode == 130 and "Traceback" not in stderr
+    assert not {WEIGHTS, STATE_FILE} & set(files_of(tmp_path / "back"))
