@@ -24,6 +24,7 @@ from sla_ckpt.state import PairKey, ProjectionTensors
 HEAD_DIM = 64
 #: 1024 pixels square at 16 pixels a token would take minutes on a CPU; 384 take seconds.
 RESOLUTION = "384x384"
+SAMPLES = 6
 
 
 def title(text: str) -> None:
@@ -70,6 +71,30 @@ def make_checkpoint(folder: Path) -> Path:
     return checkpoint
 
 
+def make_caches(folder: Path) -> None:
+    """What SimpleTuner keeps beside a run: VAE latents and text embeddings, here of nothing real.
+
+    Smooth noise stands for pictures; regen finds these caches by itself.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    vae, text = folder / "cache" / "vae" / "flux", folder / "cache" / "text"
+    vae.mkdir(parents=True)
+    text.mkdir(parents=True)
+    for number in range(SAMPLES):
+        coarse = torch.randn(1, 16, 6, 6, generator=generator)
+        latents = torch.nn.functional.interpolate(coarse, size=(48, 48), mode="bicubic")[0]
+        torch.save(latents.to(torch.bfloat16), vae / f"{number:064x}.pt")
+        caption = {
+            "prompt_embeds": torch.randn(1, 16, 32, generator=generator).to(torch.bfloat16),
+            "pooled_prompt_embeds": torch.randn(32, generator=generator).to(torch.bfloat16),
+            "time_ids": torch.zeros(1, 16, 3),
+            "attention_masks": torch.ones(1, 16),
+        }
+        torch.save(caption, text / f"{number:032x}-flux.pt")
+
+
 def malicious_state() -> bytes:
     """A torch-like zip whose pickle would run a command if anything executed it."""
     buffer = io.BytesIO()
@@ -112,17 +137,55 @@ def break_in_five_ways(good: Path, folder: Path) -> list[tuple[str, Path]]:
     return broken
 
 
+def lose_and_regenerate(checkpoint: Path) -> None:
+    """Delete the state, see what verify says, regenerate it from the caches beside the run."""
+    import torch
+
+    (checkpoint / "sla_attention.pt").unlink()
+    sla_ckpt("verify", checkpoint, expect=1)
+    device = [] if torch.cuda.is_available() else ["--device", "cpu"]
+    effort = ["--steps", "1", "--draws", "1", "--evaluations", "6"]
+    sla_ckpt("regen", checkpoint, *effort, *device, expect=0)
+    sla_ckpt("verify", checkpoint, expect=0)
+
+
+def publish_and_fetch(checkpoint: Path, folder: Path) -> None:
+    """push, push again, remote verify, pull, verify; the real Hub client, a Hub of our own."""
+    from tools.loopback_hub.server import LoopbackHub
+
+    with LoopbackHub(folder / "hub") as hub:
+        env = {
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": hub.token("write", user="alice"),
+            "HF_HOME": str(folder / "hf-home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "SLA_CKPT_CACHE": str(folder / "sla-ckpt-cache"),
+        }
+        repo, fetched = "alice/tiny-flux-sla", folder / "fetched"
+        sla_ckpt("push", repo, checkpoint, "--dry-run", expect=0, env=env)
+        sla_ckpt("push", repo, checkpoint, expect=0, env=env)
+        sla_ckpt("push", repo, checkpoint, expect=0, env=env)
+        sla_ckpt("verify", repo, "--against", checkpoint, expect=0, env=env)
+        sla_ckpt("pull", repo, fetched, expect=0, env=env)
+        sla_ckpt("verify", fetched, expect=0)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sla-ckpt-demo-") as root:
         folder = Path(root)
         title("a tiny Flux checkpoint trained with SLA")
         checkpoint = make_checkpoint(folder)
+        make_caches(folder)
         sla_ckpt("verify", checkpoint, "--resolution", RESOLUTION, expect=0)
         sla_ckpt("inspect", checkpoint, expect=0)
         title("five ways in which such checkpoints break")
         for what, copy in break_in_five_ways(checkpoint, folder):
             print(f"\n-- {what}", flush=True)
             sla_ckpt("verify", copy, expect=1)
+        title("the file is lost, and comes back")
+        lose_and_regenerate(checkpoint)
+        title("published and fetched, through a Hub on 127.0.0.1")
+        publish_and_fetch(checkpoint, folder)
         title("done: every step gave the exit code it should")
 
 

@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
-exec python tools/demo.py "$@"
+exec python -m tools.demo "$@"
