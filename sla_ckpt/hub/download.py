@@ -1,4 +1,4 @@
-"""One file from the Hub, taken up where it stopped and checked against its hash.
+"""Files from the Hub, each taken up where it stopped and checked against its hash.
 
 huggingface_hub gives each attempt a new temporary file and deletes it on failure, so that an
 interrupted 24 GB shard starts from zero. Ranged requests go on from the bytes that are there.
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import BinaryIO
 
 from sla_ckpt.errors import HubError, WriteError
 from sla_ckpt.hub.client import HubClient, wait_for_retry
 from sla_ckpt.hub.hashes import CHUNK, hash_bytes
-from sla_ckpt.hub.remote import RemoteFile
+from sla_ckpt.hub.remote import HubSource, RemoteFile
+
+PARALLEL = 4
 
 
 class _Attempt:
@@ -162,3 +167,62 @@ def _write_error(part: Path, error: OSError) -> WriteError:
         hint="free some space or check permissions, then run it again; what arrived is kept",
         path=str(folder),
     )
+
+
+def fetch_all(
+    client: HubClient,
+    root: HubSource,
+    staging: Path,
+    wanted: Mapping[str, str],
+    tick: Callable[[int], None],
+) -> dict[str, Path]:
+    """Every file in the staging folder, complete and checked. Local path -> staged file."""
+
+    stopped = Event()
+
+    def counted(size: int) -> None:
+        if stopped.is_set():
+            raise HubError("the download was stopped", hint="run the command again")
+        tick(size)
+
+    def one(path: str) -> Path:
+        full = wanted[path]
+        expected = root.listing[full]
+        identity = f"{path}\0{expected.sha256 or expected.blob_id}".encode()
+        # Named after path and content, so that a later revision never goes on with other bytes.
+        part = staging / f"{hashlib.sha256(identity).hexdigest()[:32]}.part"
+        fetch(client, root.ref.repo_id, root.commit, full, expected, part, tick=counted)
+        return part
+
+    try:
+        return _in_threads(one, wanted)
+    except BaseException:
+        stopped.set()  # the other downloads would go on for gigabytes
+        raise
+
+
+def _in_threads(work: Callable[[str], Path], items: Iterable[str]) -> dict[str, Path]:
+    """``work`` of every item, several at a time, in threads that the process does not wait for.
+
+    An executor's threads are joined when the interpreter ends: Ctrl-C would have to wait for a
+    server that does not answer.
+    """
+    futures: dict[str, Future[Path]] = {item: Future() for item in items}
+    waiting = SimpleQueue[str]()
+    for item in futures:
+        waiting.put(item)
+
+    def worker() -> None:
+        while True:
+            try:
+                item = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                futures[item].set_result(work(item))
+            except Exception as error:  # raised again where the result is asked for
+                futures[item].set_exception(error)
+
+    for _ in range(min(PARALLEL, len(futures))):
+        Thread(target=worker, daemon=True).start()
+    return {item: future.result() for item, future in futures.items()}

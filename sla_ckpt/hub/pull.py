@@ -7,15 +7,11 @@ the next one goes on where it stopped.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Event, Thread
 from typing import Any, Literal
 
 from sla_ckpt.checkpoint.layout import CheckpointKind, discover
@@ -23,11 +19,11 @@ from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.context import VerifyOptions
 from sla_ckpt.checks.report import Report
 from sla_ckpt.checks.verify import verify_source
-from sla_ckpt.errors import FormatError, HubError, TargetNotFoundError, UsageError
+from sla_ckpt.errors import FormatError, TargetNotFoundError, UsageError
 from sla_ckpt.formats.twin import read_twin, write_state
 from sla_ckpt.fsio import backup, directory_lock
-from sla_ckpt.hub.client import HubClient, connect
-from sla_ckpt.hub.download import fetch
+from sla_ckpt.hub.client import connect
+from sla_ckpt.hub.download import fetch_all
 from sla_ckpt.hub.files import Role, choose, role_of
 from sla_ckpt.hub.placing import (
     STAGING,
@@ -44,8 +40,6 @@ from sla_ckpt.hub.rules import model_folders
 from sla_ckpt.paths import expand
 from sla_ckpt.state import STATE_FILE, TWIN_FILE
 from sla_ckpt.text import count, join_some
-
-PARALLEL = 4
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,9 @@ def pull(
             )
             check_space(target, sum(fetched.values()))
             total = sum(fetched.values())
-            parts = _fetch_all(client, root, target, wanted, lambda size: tick(size, total))
+            parts = fetch_all(
+                client, root, target / STAGING, wanted, lambda size: tick(size, total)
+            )
             for path in differing:
                 if role_of(path) is Role.STATE:
                     backup(target / path)
@@ -264,62 +260,3 @@ def _choose(source: HubSource, options: PullOptions) -> tuple[list[str], dict[st
             hint="a model without its state is broken",
         )
     return chosen, left_out
-
-
-def _fetch_all(
-    client: HubClient,
-    root: HubSource,
-    target: Path,
-    wanted: Mapping[str, str],
-    tick: Callable[[int], None],
-) -> dict[str, Path]:
-    """Every file in the staging folder, complete and checked. Local path -> staged file."""
-
-    stopped = Event()
-
-    def counted(size: int) -> None:
-        if stopped.is_set():
-            raise HubError("the download was stopped", hint="run the command again")
-        tick(size)
-
-    def one(path: str) -> Path:
-        full = wanted[path]
-        expected = root.listing[full]
-        identity = f"{path}\0{expected.sha256 or expected.blob_id}".encode()
-        # Named after path and content, so that a later revision never goes on with other bytes.
-        part = target / STAGING / f"{hashlib.sha256(identity).hexdigest()[:32]}.part"
-        fetch(client, root.ref.repo_id, root.commit, full, expected, part, tick=counted)
-        return part
-
-    try:
-        return _in_threads(one, wanted)
-    except BaseException:
-        stopped.set()  # the other downloads would go on for gigabytes
-        raise
-
-
-def _in_threads(work: Callable[[str], Path], items: Iterable[str]) -> dict[str, Path]:
-    """``work`` of every item, several at a time, in threads that the process does not wait for.
-
-    An executor's threads are joined when the interpreter ends: Ctrl-C would have to wait for a
-    server that does not answer.
-    """
-    futures: dict[str, Future[Path]] = {item: Future() for item in items}
-    waiting = SimpleQueue[str]()
-    for item in futures:
-        waiting.put(item)
-
-    def worker() -> None:
-        while True:
-            try:
-                item = waiting.get_nowait()
-            except Empty:
-                return
-            try:
-                futures[item].set_result(work(item))
-            except Exception as error:  # raised again where the result is asked for
-                futures[item].set_exception(error)
-
-    for _ in range(min(PARALLEL, len(futures))):
-        Thread(target=worker, daemon=True).start()
-    return {item: future.result() for item, future in futures.items()}
