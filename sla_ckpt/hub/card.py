@@ -172,23 +172,43 @@ def render_section(facts: CardFacts) -> str:
 
 
 def _diffusers_example(facts: CardFacts, where: str) -> list[str]:
-    subfolder = f', subfolder="{facts.folder}"' if facts.folder else ""
-    if facts.kind is CheckpointKind.PIPELINE and not facts.folder:
-        load = [f'pipe = DiffusionPipeline.from_pretrained("{facts.repo_id}").to("cuda")']
-    elif facts.kind in (CheckpointKind.LORA,):
-        load = [
-            'pipe = DiffusionPipeline.from_pretrained("BASE_MODEL").to("cuda")',
-            f'pipe.load_lora_weights("{facts.repo_id}"{subfolder})',
-        ]
-    else:
-        load = ['pipe = ...  # a pipeline with this model as its denoiser, on "cuda"']
+    """The three lines, with what comes before them for this kind of checkpoint."""
     return [
         "```python",
         "import sla_ckpt",
-        "from diffusers import DiffusionPipeline",
+        "import torch",
+        "import diffusers",
         "",
-        *load,
-        f'with sla_ckpt.use_sla("{where}"):',
-        '    image = pipe("a lighthouse at dusk").images[0]',
+        *_loading(facts),
+        f'sla_ckpt.enable_sla(pipe, "{where}")',
+        'image = pipe("a lighthouse in fog").images[0]',
         "```",
+    ]
+
+
+def _loading(facts: CardFacts) -> list[str]:
+    pipeline = "pipe = diffusers.DiffusionPipeline.from_pretrained("
+    dtype = 'torch_dtype=torch.bfloat16).to("cuda")'
+    subfolder = f', subfolder="{facts.folder}"' if facts.folder else ""
+    if facts.kind is CheckpointKind.PIPELINE and not facts.folder:
+        return [f'{pipeline}"{facts.repo_id}", {dtype}']
+    if facts.kind is CheckpointKind.LORA:
+        return [
+            f'{pipeline}"BASE_MODEL", {dtype}',
+            f'pipe.load_lora_weights("{facts.repo_id}"{subfolder})',
+        ]
+    if facts.class_name is None or facts.kind not in (
+        CheckpointKind.FULL,
+        CheckpointKind.DIFFUSERS,
+    ):
+        return ["pipe = ...  # a pipeline with this model as its denoiser, in bfloat16"]
+    part = "unet" if facts.class_name.startswith("UNet") else "transformer"
+    inside = [facts.folder] if facts.folder else []
+    inside += [part] if facts.kind is CheckpointKind.FULL else []
+    folder = f', subfolder="{"/".join(inside)}"' if inside else ""
+    return [
+        f"model = diffusers.{facts.class_name}.from_pretrained(",
+        f'    "{facts.repo_id}"{folder}, torch_dtype=torch.bfloat16',
+        ")",
+        f'{pipeline}"BASE_MODEL", {part}=model, {dtype}',
     ]

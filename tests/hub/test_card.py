@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -130,3 +131,26 @@ def test_a_broken_card_is_an_error_with_a_next_step(card: str) -> None:
 def test_the_metadata_is_valid_yaml_for_an_independent_reader() -> None:
     card = update_card(CARDS["flow tags"], FACTS)
     assert yaml.safe_load(card.split("---")[1])["tags"] == ["flux", "a, b", *TAGS]
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder", "line"),
+    [
+        (CheckpointKind.FULL, "", '"alice/model", subfolder="transformer", torch_dtype'),
+        (CheckpointKind.FULL, "ck", '"alice/model", subfolder="ck/transformer", torch_dtype'),
+        (CheckpointKind.DIFFUSERS, "", '"alice/model", torch_dtype'),
+        (CheckpointKind.PIPELINE, "", 'DiffusionPipeline.from_pretrained("alice/model", torch_d'),
+        (CheckpointKind.LORA, "", 'pipe.load_lora_weights("alice/model")'),
+        (CheckpointKind.LYCORIS, "", "pipe = ..."),
+    ],
+)
+def test_the_example_is_python_that_loads_this_kind(
+    kind: CheckpointKind, folder: str, line: str
+) -> None:
+    facts = dataclasses.replace(FACTS, kind=kind, folder=folder)
+    card = update_card(None, facts)
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert line in code
+    where = f"alice/model/{folder}" if folder else "alice/model"
+    assert f'sla_ckpt.enable_sla(pipe, "{where}")' in code
