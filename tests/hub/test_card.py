@@ -97,7 +97,7 @@ def test_a_new_card_says_what_the_model_needs() -> None:
     card = update_card(None, FACTS)
     for text in ("needs it for inference", "topk 0.2", "`128:bf16`", "`64:bf16`", "a" * 64):
         assert text in card
-    assert "sla-ckpt pull alice/model" in card and "use_sla" in card and "SimpleTuner" in card
+    assert "sla-ckpt pull alice/model" in card and "enable_sla" in card and "SimpleTuner" in card
     assert list(metadata_of(card)["tags"]) == list(TAGS)  # type: ignore[call-overload]
 
 
