@@ -290,7 +290,7 @@ def measure(subject: Subject, *, ablate: bool) -> dict[str, Any]:
         "lost_loss": subject.lost_loss,
         "regen_8_real": subject.regenerate(eight),
         "regen_1_real": subject.regenerate(eight[:1]),
-        "regen_8_synthetic": subject.regenerate(synthetic),
+        "regen_8_synthetic": subject.regenerate(synthetic, cautious=True),
         "peer_adamw_1_step_8_real": {str(lr): subject.peer(eight, lr) for lr in (1e-4, 1e-3, 1e-2)},
     }
     if ablate:

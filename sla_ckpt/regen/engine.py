@@ -184,6 +184,7 @@ class _Regeneration:
             optimizer=options.optimizer,
             steps=options.steps,
             lr=1e-2 if options.lr is None else options.lr,
+            cautious=samples.kind == "synthetic",
         )
         # Around backward too: gradient checkpointing runs the forward again there.
         with adapter.running(backbone.model):

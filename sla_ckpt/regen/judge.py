@@ -69,7 +69,7 @@ class Verdict:
         return float(difference.std() / difference.numel() ** 0.5)
 
 
-def judge(candidates: Sequence[Candidate]) -> Verdict:
+def judge(candidates: Sequence[Candidate], *, optimism: float = 0.0) -> Verdict:
     """Choose.
 
     The lowest mean loss wins. It must beat what is present by more than the standard error of
@@ -77,11 +77,14 @@ def judge(candidates: Sequence[Candidate]) -> Verdict:
 
     Args:
         candidates: One of them present, each with losses over the same samples.
+        optimism: By which share of its value a loss is too low because the same samples trained:
+            2 · parameters / numbers (Akaike). The gain must be larger than that, too.
     """
     present = next(candidate for candidate in candidates if candidate.present)
     ranked = tuple(sorted(candidates, key=lambda c: (c.loss, not c.present)))
     best = ranked[0]
     verdict = Verdict(best, present, ranked)
-    if best is present or verdict.gain > verdict.standard_error:
+    needed = verdict.standard_error + optimism * best.loss
+    if best is present or verdict.gain > needed:
         return verdict
     return Verdict(present, present, ranked)

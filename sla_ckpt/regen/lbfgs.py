@@ -58,6 +58,7 @@ def minimise(
     *,
     max_evaluations: int,
     first_step: float,
+    max_iterations: int | None = None,
     memory: int = 20,
     tolerance: float = 1e-6,
 ) -> Minimum:
@@ -68,6 +69,7 @@ def minimise(
         start: float64 vector.
         max_evaluations: At least 1.
         first_step: Euclidean length of the first trial step.
+        max_iterations: Stop after so many accepted points.
         memory: Pairs of differences kept.
         tolerance: Stop when an iteration lowers the value by less than this share of it.
     """
@@ -93,7 +95,7 @@ def minimise(
         gain = point.value - found.value
         point = found
         iterates.append(point)
-        if gain <= tolerance * abs(point.value):
+        if gain <= tolerance * abs(point.value) or len(iterates) - 1 == max_iterations:
             break
     return Minimum(tuple(iterates), counted.count, tuple(counted.values))
 

@@ -29,6 +29,8 @@ class Plan:
         metric_ridge: Damping of the metric that L-BFGS trains in, as a share of the mean
             eigenvalue of E[x xᵀ]. Less of it converges in fewer evaluations and fits the noise of
             few samples sooner; benchmarks/recovery.py compares.
+        cautious: For made-up samples: no calibration, one accepted iterate per step and nothing
+            beyond it. What lowers the loss on them further was seen to raise it on real ones.
     """
 
     settings: SLASettings = field(default_factory=SLASettings)
@@ -40,3 +42,4 @@ class Plan:
     steps: int = 1
     lr: float = 1e-2
     metric_ridge: float = 1.0
+    cautious: bool = False

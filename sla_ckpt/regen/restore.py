@@ -129,7 +129,9 @@ class _Restoration:
         zero = proj.zeros(moments.pairs)
         present = self._present(zero)
         starts = {"zero": zero}
-        if self.plan.method != "train":
+        if self.plan.method == "calibrate" or (
+            self.plan.method == "auto" and not self.plan.cautious
+        ):
             starts["calibrated"] = {pair: moments.of(pair).solve() for pair in moments.pairs}
         if present is not None:
             starts["old"] = present
@@ -142,8 +144,18 @@ class _Restoration:
                 judged["calibrated"] = self._along(judged["zero"], calibrated)
         if self.plan.method != "calibrate":
             self._train(first, moments, list(judged.values()))
-        verdict = judge([self._with_presence(c) for c in self.candidates.values()])
+        verdict = judge(
+            [self._with_presence(c) for c in self.candidates.values()],
+            optimism=self._optimism(moments),
+        )
         return Restored(verdict, moments, self.losses, self.seconds, calls)
+
+    def _optimism(self, moments: LayerMoments) -> float:
+        """See :func:`judge`; made-up samples are no evidence either way, and handled by caution."""
+        if self.work.judge_samples or self.plan.cautious:
+            return 0.0
+        parameters = sum(pair.head_dim * (pair.head_dim + 1) for pair in moments.pairs)
+        return 2 * parameters / self.work.numbers
 
     def _calibrate(self, workload: Workload) -> LayerMoments:
         session, plan = self.runner.session, self.plan
@@ -197,6 +209,7 @@ class _Restoration:
                     current.projections,
                     coordinates,
                     max_evaluations=self.budget.evaluations,
+                    max_iterations=1 if self.plan.cautious else None,
                     tick=self.progress.tick,
                 )
             name = f"trained from {start.name}"
@@ -253,7 +266,12 @@ class _Restoration:
 
         line = [start, end, at(0.5)]
         least = _parabola_minimum(start.loss, line[2].loss, end.loss)
-        if least is not None and 0.03 < least < 2 and min(abs(least - 0.5), abs(least - 1)) > 0.05:
+        furthest = 1 if self.plan.cautious else 2
+        if (
+            least is not None
+            and 0.03 < least < furthest
+            and min(abs(least - 0.5), abs(least - 1)) > 0.05
+        ):
             line.append(at(least))
         return min(line, key=lambda c: c.loss)
 

@@ -158,6 +158,7 @@ def train_lbfgs(
     coordinates: Coordinates,
     *,
     max_evaluations: int,
+    max_iterations: int | None = None,
     tick: Tick,
 ) -> Trained:
     """One L-BFGS step: strong Wolfe, at most ``max_evaluations``, in whitened coordinates.
@@ -175,6 +176,7 @@ def train_lbfgs(
         function,
         coordinates.to_vector(start),
         max_evaluations=max_evaluations,
+        max_iterations=max_iterations,
         first_step=FIRST_STEP * coordinates.scale * math.sqrt(head_dims),
     )
     first = result.iterates[0]

@@ -179,12 +179,14 @@ class Work:
         train_samples: Different samples that train.
         judge_samples: Different samples that only judge; 0 if the same ones judge, under other
             noise.
+        numbers: How many different numbers the training targets hold, noise not counted.
     """
 
     train: Callable[[int], Workload]
     judge: Workload
     train_samples: int
     judge_samples: int
+    numbers: int
 
 
 def split_samples(samples: Sequence[T]) -> tuple[list[T], list[T]]:
@@ -221,6 +223,7 @@ def sampled_work(
         judge=workload(held_out or train, budget.judge_repeats, 0),
         train_samples=len(train),
         judge_samples=len(held_out),
+        numbers=sum(sample.latents.numel() for sample in train),
     )
 
 
@@ -239,4 +242,5 @@ def stored_work(calls: Sequence[FixedCall]) -> Work:
         judge=workload(held_out or train),
         train_samples=len(train),
         judge_samples=len(held_out),
+        numbers=sum(call.target.numel() for call in train),
     )

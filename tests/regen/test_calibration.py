@@ -216,3 +216,16 @@ def test_early_iterates_are_judged_beside_the_last() -> None:
     assert _checkpoints(1, 6) == [0]
     assert _checkpoints(17, 6) == [0, 1, 3, 7, 15, 16]
     assert _checkpoints(17, 3) == [0, 1, 16]
+
+
+def test_few_numbers_behind_many_parameters_need_a_larger_gain() -> None:
+    candidates = [candidate("zero", [1.0, 1.0], present=True), candidate("trained", [0.6, 0.6])]
+    assert judge(candidates, optimism=0.5).improved
+    assert not judge(candidates, optimism=0.7).improved
+
+
+def test_lbfgs_stops_after_the_iterations_asked_for() -> None:
+    start = torch.zeros(9).double()
+    found = minimise(quadratic, start, max_evaluations=20, first_step=0.1, max_iterations=1)
+    assert len(found.iterates) == 2
+    assert found.best.value < found.iterates[0].value
