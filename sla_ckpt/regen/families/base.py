@@ -34,6 +34,7 @@ Conventions:
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ class FamilyAdapter(Protocol):
 
 
 @dataclass(frozen=True)
-class BaseAdapter:
+class BaseAdapter(ABC):
     """Everything about a family that has a sensible default.
 
     A family overrides ``tiny_config``, ``conditioning``, ``make_inputs`` and, where its
@@ -188,11 +189,11 @@ class BaseAdapter:
     def for_config(self, config: Config, scheduler: Config | None = None) -> FamilyAdapter:
         return self
 
-    def tiny_config(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def tiny_config(self) -> dict[str, Any]: ...
 
-    def conditioning(self, config: Config) -> Mapping[str, Conditioning]:
-        raise NotImplementedError
+    @abstractmethod
+    def conditioning(self, config: Config) -> Mapping[str, Conditioning]: ...
 
     def latent_channels(self, config: Config) -> int:
         """Channels of ``Sample.latents``."""
@@ -314,8 +315,8 @@ class BaseAdapter:
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.noising.add(latents, noise, t)
 
-    def make_inputs(self, model: Any, batch: Batch, noisy: Tensor, t: Tensor) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def make_inputs(self, model: Any, batch: Batch, noisy: Tensor, t: Tensor) -> dict[str, Any]: ...
 
     def read_prediction(self, model_output: Any, batch: Batch) -> Tensor:
         return first_tensor(model_output)
