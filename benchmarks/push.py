@@ -110,6 +110,7 @@ def run(command: list[str], hub: Server, home: Path, xet: bool) -> Cost:
         "HF_HUB_DISABLE_XET": "0" if xet else "1",
         "PYTHONPATH": str(ROOT),
     }
+    os.sync()  # what the run before wrote must not slow this one
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.monotonic()
     done = subprocess.run(
