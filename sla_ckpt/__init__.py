@@ -74,7 +74,8 @@ def __getattr__(name: str) -> Any:
             raise
         from sla_ckpt.errors import MissingExtraError
 
-        raise MissingExtraError(f"sla_ckpt.{name}", "regen", error.name) from error
+        extra = "torch" if error.name == "torch" else "regen"
+        raise MissingExtraError(f"sla_ckpt.{name}", extra, error.name) from error
 
 
 def __dir__() -> list[str]:
