@@ -4,12 +4,12 @@ a valid checkpoint behind whenever it is cut short."""
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from sla_ckpt.checkpoint.layout import MANIFEST_FILE
-from sla_ckpt.errors import WriteError
+from sla_ckpt.checkpoint.manifest import add_to_manifest
+from sla_ckpt.errors import FormatError, WriteError
 from sla_ckpt.formats.twin import write_state
 from sla_ckpt.fsio import atomic_write, backup, directory_lock, fsync_directory
 from sla_ckpt.state import STATE_FILE, TWIN_FILE, SLAState
@@ -83,17 +83,9 @@ def _remove(path: Path) -> None:
 def _update_manifest(path: Path) -> bool:
     """Add the two files to SimpleTuner's manifest, which S3 resume downloads by."""
     try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError):
-        return False  # verify reports what is wrong with it
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        return False
-    wanted = sorted({*files, STATE_FILE, TWIN_FILE})
-    if wanted == files:
-        return False
-    manifest["files"] = wanted
-    atomic_write(path, (json.dumps(manifest, indent=2) + "\n").encode())
-    return True
+        updated, added = add_to_manifest(path.read_bytes(), (STATE_FILE, TWIN_FILE))
+    except (OSError, FormatError):
+        return False  # absent, or verify reports what is wrong with it
+    if added:
+        atomic_write(path, updated)
+    return bool(added)
