@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from sla_ckpt.errors import UsageError
+from sla_ckpt.paths import expand
+
+if TYPE_CHECKING:
+    from sla_ckpt.state import PairKey
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +61,38 @@ def output_format(*choices: str) -> Callable[[F], F]:
         show_default=True,
         help="How to print the result.",
     )
+
+
+def optional_path(text: str | None) -> Path | None:
+    """A path as it was typed, ``~`` replaced; None when the option was not given."""
+    return expand(text) if text is not None else None
+
+
+def pixels(text: str | None) -> tuple[int, int] | None:
+    """``"1024x768"`` -> (width, height) in pixels; None when the option was not given.
+
+    Raises:
+        UsageError: It is no resolution.
+    """
+    from sla_ckpt.checkpoint.runconfig import parse_resolution
+
+    if text is None:
+        return None
+    found = parse_resolution(text)
+    if found is None:
+        raise UsageError(f"--resolution {text!r} is not WxH", hint="write it as 1024x1024")
+    return found
+
+
+def pairs(values: tuple[str, ...]) -> tuple[PairKey, ...]:
+    """``("128:bf16,64:bf16", "128:float16")`` -> the pairs.
+
+    Raises:
+        UsageError: One of them is no pair.
+    """
+    from sla_ckpt.state import PairKey
+
+    return tuple(PairKey.parse_lenient(part) for text in values for part in text.split(","))
 
 
 def split_codes(values: tuple[str, ...]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def command(
     from sla_ckpt.checks.verify import open_target
 
     source, note = open_target(target)
-    options = VerifyOptions(config=expand(config) if config is not None else None)
+    options = VerifyOptions(config=_options.optional_path(config))
     summary = summarise(Context(source, options))
     output = Output(quiet=quiet)
     if note:

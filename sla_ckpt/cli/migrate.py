@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import click
@@ -11,7 +10,6 @@ from sla_ckpt.cli import _options
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK
 from sla_ckpt.migrate.options import TARGETS, MigrateOptions, Target
-from sla_ckpt.paths import expand
 
 _LOSSY = ("reduce", "overwrite", "drop_strays")
 
@@ -117,15 +115,15 @@ def command(
     from sla_ckpt.state import PairKey
 
     options = MigrateOptions(
-        source=_path(source),
+        source=_options.optional_path(source),
         to=to,
-        output=_path(output),
+        output=_options.optional_path(output),
         reduce=reduce,
         layers=layers,
-        expect=tuple(PairKey.parse_lenient(part) for text in expect for part in text.split(",")),
+        expect=_options.pairs(expect),
         pair=PairKey.parse_lenient(pair) if pair else None,
-        config=_path(config),
-        base_model=_path(base_model),
+        config=_options.optional_path(config),
+        base_model=_options.optional_path(base_model),
         topk=topk,
         feature_map=feature_map,
         blkq=int(blkq) if blkq else None,
@@ -146,7 +144,3 @@ def command(
         if text:
             printer.data(text)
     return EXIT_FINDINGS if result.plan.problems else EXIT_OK
-
-
-def _path(text: str | None) -> Path | None:
-    return expand(text) if text is not None else None

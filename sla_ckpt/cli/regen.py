@@ -11,7 +11,7 @@ import click
 from sla_ckpt.cli import _options
 from sla_ckpt.cli._output import Output
 from sla_ckpt.cli._progress import progress_for
-from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK, MissingExtraError, UsageError
+from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK, MissingExtraError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -146,7 +146,7 @@ def command(
     options = RegenOptions(
         settings=settings_from_text(sla_config) if sla_config is not None else None,
         overrides=tuple((name, value) for name, value in given.items() if value is not None),
-        resolution=_resolution(resolution),
+        resolution=_options.pixels(resolution),
         config=Path(config) if config is not None else None,
         backup=not no_backup,
         **values,
@@ -166,14 +166,3 @@ def command(
         else:
             output.data(render_text(result))
     return EXIT_OK if result.ok else EXIT_FINDINGS
-
-
-def _resolution(text: str | None) -> tuple[int, int] | None:
-    from sla_ckpt.checkpoint.runconfig import parse_resolution
-
-    if text is None:
-        return None
-    pixels = parse_resolution(text)
-    if pixels is None:
-        raise UsageError(f"--resolution {text!r} is not WxH", hint="write it as 1024x1024")
-    return pixels

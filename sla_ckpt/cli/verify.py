@@ -13,8 +13,6 @@ from sla_ckpt.checks.verify import VerifyOptions, expand_target, verify_many
 from sla_ckpt.cli import _options
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import UsageError
-from sla_ckpt.paths import expand
-from sla_ckpt.state import PairKey
 
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
@@ -92,10 +90,10 @@ def command(
         ignore=_options.split_codes(ignore),
         deep=deep,
         tokens=tokens,
-        resolution=_pixels(resolution),
-        expect=_pairs(expect),
+        resolution=_options.pixels(resolution),
+        expect=_options.pairs(expect),
         purpose=purpose,
-        config=_path(config),
+        config=_options.optional_path(config),
         base_model=_existing("--base-model", base_model),
         against=_existing("--against", against),
         token=token,
@@ -130,28 +128,9 @@ def command(
     return combined_exit_code(reports, strict=strict)
 
 
-def _path(text: str | None) -> Path | None:
-    return expand(text) if text is not None else None
-
-
 def _existing(option: str, text: str | None) -> Path | None:
     """A path that must be there even if, for this target, nobody looks into it."""
-    path = _path(text)
+    path = _options.optional_path(text)
     if path is not None and not path.exists():
         raise UsageError(f"{option} {text}: no such file or folder", hint="check the path")
     return path
-
-
-def _pixels(text: str | None) -> tuple[int, int] | None:
-    from sla_ckpt.checkpoint.runconfig import parse_resolution
-
-    if text is None:
-        return None
-    pixels = parse_resolution(text)
-    if pixels is None:
-        raise UsageError(f"--resolution {text!r} is not WxH", hint="write 1024x1024")
-    return pixels
-
-
-def _pairs(values: tuple[str, ...]) -> tuple[PairKey, ...]:
-    return tuple(PairKey.parse_lenient(p.strip()) for value in values for p in value.split(","))
