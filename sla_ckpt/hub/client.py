@@ -67,20 +67,46 @@ class HubClient:
             accept: Error statuses whose answer is read like any other.
         """
         from huggingface_hub import get_session
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            hf_raise_for_status,
-        )
 
-        headers = build_hf_headers(token=self.token or False, library_name="sla-ckpt")
+        headers = self._headers()
 
         def ask() -> Any:
             answer = get_session().post(self.endpoint + path, json=body, headers=headers)
             if answer.status_code not in accept:
-                hf_raise_for_status(answer)
+                _raise_for_status(answer)
             return answer.json()
 
         return self.retry(ask)
+
+    @contextmanager
+    def stream(
+        self, repo_id: str, path: str, commit: str, *, start: int = 0, end: int | None = None
+    ) -> Iterator[Any]:
+        """GET a file's bytes [start, end) as they come, to the end of the file when None.
+
+        Yields the response, its status checked: 206 for a part, and 200 for the whole file, also
+        from a server that ignores ranges. Not retried, and errors are the client's own.
+        """
+        from huggingface_hub import get_session, hf_hub_url
+
+        url = hf_hub_url(repo_id, path, revision=commit, endpoint=self.endpoint)
+        headers = self._headers() | {"Accept-Encoding": "identity"}
+        if start or end is not None:
+            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        with get_session().stream("GET", url, headers=headers) as response:
+            if response.is_error:
+                response.read()
+            _raise_for_status(response)
+            yield response
+
+    def _headers(self) -> dict[str, str]:
+        # Documented, but not re-exported explicitly, which mypy insists on.
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        headers: dict[str, str] = build_hf_headers(
+            token=self.token or False, library_name="sla-ckpt"
+        )
+        return headers
 
     def retry(self, call: Callable[[], T]) -> T:
         """Run a request that is safe to repeat, again while the failure is transient.
@@ -95,6 +121,13 @@ class HubClient:
                 if not wait_for_retry(error, attempt):
                     raise
         raise AssertionError("unreachable")
+
+
+def _raise_for_status(response: Any) -> None:
+    """Raise the client's exception for an error status; its kind comes from X-Error-Code."""
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    hf_raise_for_status(response)
 
 
 def wait_for_retry(error: BaseException, attempt: int) -> bool:

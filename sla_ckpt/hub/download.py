@@ -124,21 +124,7 @@ def _transfer(
 def _append(
     client: HubClient, repo_id: str, commit: str, path: str, attempt: _Attempt, handle: BinaryIO
 ) -> None:
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        hf_raise_for_status,
-    )
-
-    url = hf_hub_url(repo_id, path, revision=commit, endpoint=client.endpoint)
-    headers = build_hf_headers(token=client.token or False, library_name="sla-ckpt")
-    headers["Accept-Encoding"] = "identity"
-    if attempt.have:
-        headers["Range"] = f"bytes={attempt.have}-"
-    with get_session().stream("GET", url, headers=headers) as response:
-        if response.is_error:
-            response.read()
-        hf_raise_for_status(response)
+    with client.stream(repo_id, path, commit, start=attempt.have) as response:
         if attempt.have and response.status_code != 206:
             attempt.restart(handle)  # ranges are ignored: this is the file from its start
         for chunk in response.iter_bytes(CHUNK // 4):

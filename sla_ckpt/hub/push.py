@@ -22,7 +22,7 @@ from sla_ckpt.hub.commit import commit, upload, uses_xet
 from sla_ckpt.hub.files import matches
 from sla_ckpt.hub.plan import PushContent, PushPlan, collect, make_plan, same_content
 from sla_ckpt.hub.preflight import preflight
-from sla_ckpt.hub.remote import HubSource, RemoteFile, open_at
+from sla_ckpt.hub.remote import HubSource, RemoteFile, open_at, source_at
 from sla_ckpt.hub.repo import RepoRef, parse_repo
 from sla_ckpt.text import count, join_some
 
@@ -216,18 +216,11 @@ def _open_if_exists(client: HubClient, ref: RepoRef) -> tuple[bool, HubSource | 
 
     with client.errors("read", ref.repo_id):
         try:
-            info: Any = client.retry(
-                lambda: client.api.repo_info(
-                    ref.repo_id, revision=ref.revision, files_metadata=True
-                )
-            )
+            return True, source_at(client, ref)
         except RevisionNotFoundError:
             return True, None
         except RepositoryNotFoundError:
             return False, None
-    from sla_ckpt.hub.remote import listing_of
-
-    return True, HubSource(client, ref, str(info.sha), listing_of(info))
 
 
 def _create(client: HubClient, ref: RepoRef, *, public: bool) -> None:

@@ -18,7 +18,7 @@ from sla_ckpt.hub.repo import RepoRef, parse_repo
 from sla_ckpt.state import STATE_FILE, TWIN_FILE
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub.hf_api import RepoSibling
 
 #: Most shard headers fit; a longer one costs a second request.
 HEAD_BYTES = 32 * 1024
@@ -128,24 +128,8 @@ class HubSource:
             return self.client.retry(lambda: self._request(path, start, end))
 
     def _request(self, path: str, start: int, end: int) -> bytes:
-        from huggingface_hub import get_session, hf_hub_url
-
-        # Documented, but not re-exported explicitly, which mypy insists on.
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            hf_raise_for_status,
-        )
-
-        url = hf_hub_url(
-            self.ref.repo_id, path, revision=self.commit, endpoint=self.client.endpoint
-        )
-        headers = build_hf_headers(token=self.client.token or False, library_name="sla-ckpt")
-        headers["Range"] = f"bytes={start}-{end - 1}"
-        headers["Accept-Encoding"] = "identity"
-        with get_session().stream("GET", url, headers=headers) as response:
-            if response.is_error:
-                response.read()
-            hf_raise_for_status(response)
+        repo_id, commit = self.ref.repo_id, self.commit
+        with self.client.stream(repo_id, path, commit, start=start, end=end) as response:
             # A server that ignores ranges sends the file from its beginning.
             skip = start if response.status_code == 200 else 0
             data = bytearray()
@@ -186,15 +170,16 @@ def open_remote(text: str | RepoRef, *, token: str | None = None) -> HubSource:
 def open_at(client: HubClient, ref: RepoRef) -> HubSource:
     """The root of a repository at a revision: one request for commit and listing."""
     with client.errors("read", ref.repo_id):
-        info: Any = client.retry(
-            lambda: client.api.repo_info(ref.repo_id, revision=ref.revision, files_metadata=True)
-        )
-    return HubSource(client, ref, str(info.sha), listing_of(info))
+        return source_at(client, ref)
 
 
-def listing_of(info: ModelInfo) -> dict[str, RemoteFile]:
-    """The files of a repo_info answer that was asked for with file metadata."""
-    return {item.rfilename: _remote_file(item) for item in info.siblings or []}
+def source_at(client: HubClient, ref: RepoRef) -> HubSource:
+    """:func:`open_at` with the client's own exceptions, for who tells one from another."""
+    info: Any = client.retry(
+        lambda: client.api.repo_info(ref.repo_id, revision=ref.revision, files_metadata=True)
+    )
+    listing = {item.rfilename: _remote_file(item) for item in info.siblings or []}
+    return HubSource(client, ref, str(info.sha), listing)
 
 
 def _remote_file(item: RepoSibling) -> RemoteFile:
@@ -209,11 +194,9 @@ def _wanted(source: HubSource) -> list[str]:
     wanted = []
     for path in files:
         name = path.rpartition("/")[2]
-        depth = path.count("/")
-        if depth <= 1 and (
+        if path.count("/") <= 1 and (
             name in _WHOLE
-            or path.endswith(INDEX_SUFFIXES)
-            or (path.endswith(".safetensors") and depth <= 1)
+            or path.endswith((*INDEX_SUFFIXES, ".safetensors"))
             or path == "README.md"
         ):
             wanted.append(path)
