@@ -16,15 +16,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
+from examples.practice_run import make_caches, make_checkpoint
 from sla_ckpt import SLASettings, SLAState, encode_state, read_state
-from sla_ckpt.state import PairKey, ProjectionTensors
+from sla_ckpt.state import PairKey
 
-HEAD_DIM = 64
 #: 1024 pixels square at 16 pixels a token would take minutes on a CPU; 384 take seconds.
 RESOLUTION = "384x384"
-SAMPLES = 6
 
 
 def title(text: str) -> None:
@@ -40,59 +37,6 @@ def sla_ckpt(*args: str | Path, expect: int, env: dict[str, str] | None = None) 
     )
     if result.returncode != expect:
         raise SystemExit(f"demo failed: exit code {result.returncode}, expected {expect}")
-
-
-def make_checkpoint(folder: Path) -> Path:
-    """A full-model checkpoint as a trainer leaves it: a real Flux class, tiny, random weights."""
-    import torch
-    from diffusers import FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    model = FluxTransformer2DModel(
-        in_channels=64,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=HEAD_DIM,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        pooled_projection_dim=32,
-        guidance_embeds=True,
-        axes_dims_rope=(16, 24, 24),
-    ).to(torch.bfloat16)
-    checkpoint = folder / "output" / "checkpoint-500"
-    model.save_pretrained(checkpoint / "transformer", max_shard_size="400KB")
-    rng = np.random.default_rng(0)
-    trained = ProjectionTensors(
-        rng.normal(0, 0.02, (HEAD_DIM, HEAD_DIM)).astype(np.float32),
-        rng.normal(0, 0.02, HEAD_DIM).astype(np.float32),
-    )
-    state = SLAState({PairKey(HEAD_DIM, "bf16"): trained}, SLASettings())
-    (checkpoint / "sla_attention.pt").write_bytes(encode_state(state))
-    return checkpoint
-
-
-def make_caches(folder: Path) -> None:
-    """What SimpleTuner keeps beside a run: VAE latents and text embeddings, here of nothing real.
-
-    Smooth noise stands for pictures; regen finds these caches by itself.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    vae, text = folder / "cache" / "vae" / "flux", folder / "cache" / "text"
-    vae.mkdir(parents=True)
-    text.mkdir(parents=True)
-    for number in range(SAMPLES):
-        coarse = torch.randn(1, 16, 6, 6, generator=generator)
-        latents = torch.nn.functional.interpolate(coarse, size=(48, 48), mode="bicubic")[0]
-        torch.save(latents.to(torch.bfloat16), vae / f"{number:064x}.pt")
-        caption = {
-            "prompt_embeds": torch.randn(1, 16, 32, generator=generator).to(torch.bfloat16),
-            "pooled_prompt_embeds": torch.randn(32, generator=generator).to(torch.bfloat16),
-            "time_ids": torch.zeros(1, 16, 3),
-            "attention_masks": torch.ones(1, 16),
-        }
-        torch.save(caption, text / f"{number:032x}-flux.pt")
 
 
 def malicious_state() -> bytes:

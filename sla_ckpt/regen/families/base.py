@@ -28,7 +28,7 @@ Conventions:
   into whatever number its pipeline passes.
 - The dtype of ``noisy`` is the compute dtype. make_inputs casts every other float input to it,
   except where the pipeline itself passes float32.
-- Predictions and targets are shaped like the latents: [B, *latent shape].
+- Predictions and targets are shaped like the latents: ``[B, *latent shape]``.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class FamilyAdapter(Protocol):
         """Noise levels [B], float32 in (0, 1), distributed as training draws them."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(noisy latents, target of the prediction), both float32 [B, *latent shape]."""
+        """(noisy latents, target of the prediction), both float32 ``[B, *latent shape]``."""
 
     def make_inputs(self, model: Any, batch: Batch, noisy: Tensor, t: Tensor) -> dict[str, Any]:
         """Keyword arguments of the model's forward()."""

@@ -31,7 +31,7 @@ class Batch:
     """Samples of equal shapes, stacked.
 
     Attributes:
-        latents: [B, *latent shape].
+        latents: ``[B, *latent shape]``.
         conditioning: Each [B, ...].
         sources: Of each sample.
     """
