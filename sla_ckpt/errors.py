@@ -50,6 +50,14 @@ class MissingExtraError(SlaCkptError):
         self.extra = extra
 
 
+class PluginError(SlaCkptError):
+    """A plug-in, which another package installed, does not load."""
+
+
+class PluginWarning(UserWarning):
+    """A plug-in is at fault and left out; the command goes on without it."""
+
+
 class TargetNotFoundError(SlaCkptError):
     """The path or repository does not exist or cannot be opened."""
 

@@ -7,6 +7,7 @@ each file at most once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,17 +49,22 @@ class Rule:
         code: Stable code.
         level: Its usual level.
         title: What it is about, in a few words.
-        fixable: Whether ``--fix`` can usually repair it.
         check: The function.
+        fixable: Whether ``--fix`` can usually repair it.
         remote_only: Whether it makes sense only for a Hub repository.
+        page: What ``sla-ckpt rules CODE`` prints, as Markdown; built-in rules have theirs in
+            docs/rules/.
+        package: The package and version that a plug-in's rule comes from; None for built-in ones.
     """
 
     code: str
     level: Level
     title: str
-    fixable: bool
     check: Check
+    fixable: bool = False
     remote_only: bool = False
+    page: str | None = None
+    package: str | None = None
 
 
 _RULES: dict[str, Rule] = {}
@@ -81,19 +87,31 @@ def rule(
     def register(check: Check) -> Check:
         if code in _RULES:
             raise ValueError(f"rule {code} is registered twice")
-        _RULES[code] = Rule(code, level, title, fixable, check, remote_only)
+        _RULES[code] = Rule(code, level, title, check, fixable, remote_only)
         return check
 
     return register
 
 
 def all_rules() -> tuple[Rule, ...]:
-    """Every rule, by code."""
+    """Every rule, by code; those of plug-ins after the built-in ones."""
     import importlib
 
     for module in _MODULES:
         importlib.import_module(module)
-    return tuple(_RULES[code] for code in sorted(_RULES))
+    return (*(_RULES[code] for code in sorted(_RULES)), *_plugin_rules())
+
+
+@functools.cache
+def _plugin_rules() -> tuple[Rule, ...]:
+    from sla_ckpt.entry_points import RULES, announced, load_group
+
+    if not announced(RULES):
+        return ()
+    from sla_ckpt.checks.foreign import checked_rule, guarded
+
+    found = load_group(RULES, checked_rule, taken=_RULES)
+    return tuple(guarded(plugin.value, plugin.package) for plugin in found)
 
 
 def select_rules(select: Iterable[str], ignore: Iterable[str]) -> tuple[Rule, ...]:

@@ -9,7 +9,7 @@ import click
 from sla_ckpt.cli import _options
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK
-from sla_ckpt.migrate.options import TARGETS, MigrateOptions, Target
+from sla_ckpt.migrate.options import MigrateOptions, targets
 
 _LOSSY = ("reduce", "overwrite", "drop_strays")
 
@@ -42,7 +42,7 @@ class _Grouped(click.Command):
 )
 @click.option(
     "--to",
-    type=click.Choice(TARGETS),
+    type=click.Choice(targets()),
     help="Layout to write; by default the state is repaired where it is.",
 )
 @click.option(
@@ -84,7 +84,7 @@ class _Grouped(click.Command):
 def command(
     checkpoint: str | None,
     source: str | None,
-    to: Target | None,
+    to: str | None,
     output: str | None,
     pair: str | None,
     layers: int | None,

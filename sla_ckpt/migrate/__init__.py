@@ -9,13 +9,12 @@ from sla_ckpt.migrate.api import (
     plan_migration,
     remaining_problems,
 )
-from sla_ckpt.migrate.options import TARGETS, MigrateOptions
+from sla_ckpt.migrate.options import MigrateOptions, targets
 from sla_ckpt.migrate.plan import Plan, Problem, Step
 from sla_ckpt.migrate.transaction import Applied, apply_plan
 
 __all__ = [
     "DEFAULT_CODES",
-    "TARGETS",
     "Applied",
     "FixResult",
     "MigrateOptions",
@@ -28,4 +27,5 @@ __all__ = [
     "migrate",
     "plan_migration",
     "remaining_problems",
+    "targets",
 ]

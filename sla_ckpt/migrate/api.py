@@ -11,9 +11,10 @@ from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.context import Context, VerifyOptions
 from sla_ckpt.checks.report import Finding, Report
 from sla_ckpt.errors import UsageError
+from sla_ckpt.formats.layouts.write import writable
 from sla_ckpt.fsio import directory_lock
 from sla_ckpt.migrate.convert import plan_conversion
-from sla_ckpt.migrate.options import MigrateOptions
+from sla_ckpt.migrate.options import MigrateOptions, targets
 from sla_ckpt.migrate.plan import Plan, Problem
 from sla_ckpt.migrate.repairs import plan_repairs
 from sla_ckpt.migrate.sources import find_foreign
@@ -59,6 +60,8 @@ def plan_migration(checkpoint: Path | str | None, options: MigrateOptions | None
         FormatError: The source is damaged.
     """
     options = options or MigrateOptions()
+    if options.to is not None and options.to not in targets():
+        raise UsageError(f"no layout {options.to!r:.40}", hint=f"there are: {', '.join(targets())}")
     root, options = _resolve(checkpoint, options)
     context = Context(
         LocalSource(root),
@@ -69,7 +72,7 @@ def plan_migration(checkpoint: Path | str | None, options: MigrateOptions | None
         foreign = find_foreign(root, context)
         if foreign is not None:
             options = replace(options, source=foreign)
-    if options.source is not None or options.to in ("turbodiffusion", "fastvideo"):
+    if options.source is not None or options.to in writable():
         return plan_conversion(root, options, context)
     if options.output is not None:
         raise UsageError("--output is for --from and per-layer files", hint="leave it out")

@@ -9,7 +9,7 @@ from sla_ckpt.checks.context import Context
 from sla_ckpt.errors import MigrationError, SlaCkptError, UsageError
 from sla_ckpt.formats.layouts.read import LayerProjections, read_layers
 from sla_ckpt.formats.layouts.tensors import open_tensors
-from sla_ckpt.formats.layouts.write import WRITABLE, encode_layers
+from sla_ckpt.formats.layouts.write import encode_layers, writable
 from sla_ckpt.formats.simpletuner import read_state
 from sla_ckpt.formats.twin import read_twin
 from sla_ckpt.migrate.manifest import plan_manifest
@@ -45,7 +45,7 @@ def plan_conversion(root: Path, options: MigrateOptions, context: Context) -> Pl
     facts = ModelFacts.of(context)
     source = options.source or _own_state(root, context)
     found = read_source(source)
-    if options.to in WRITABLE:
+    if options.to in writable():
         return _to_layers(root, options, facts, found, source)
     if isinstance(found, SLAState):
         return _to_state(root, options, found, "SimpleTuner pairs", (), None)
@@ -181,7 +181,7 @@ def _to_layers(
     source: Path,
 ) -> Plan:
     assert options.to is not None
-    suffix = WRITABLE[options.to]
+    suffix = writable()[options.to]
     path = options.output or root / f"sla_{options.to}{suffix}"
     if path.suffix != suffix:
         raise UsageError(

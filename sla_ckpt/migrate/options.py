@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sla_ckpt.formats.layouts.write import writable
 from sla_ckpt.state import PairKey
 
-Target = Literal["simpletuner", "safetensors", "turbodiffusion", "fastvideo"]
-TARGETS: tuple[Target, ...] = ("simpletuner", "safetensors", "turbodiffusion", "fastvideo")
+
+def targets() -> tuple[str, ...]:
+    """What ``to`` may be: the state, its twin, and the per-layer layouts that can be written."""
+    return ("simpletuner", "safetensors", *writable())
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class MigrateOptions:
 
     Attributes:
         source: A foreign file, index or folder to read from; by default what the checkpoint has.
-        to: Layout to write; by default the state is repaired where it is.
+        to: One of :func:`targets`; by default the state is repaired where it is.
         output: File to write (per-layer layouts), or folder (the state).
         reduce: ``"mean"`` averages layers that differ; None refuses them.
         layers: Number of layers to write; by default the model's, from its config.
@@ -38,7 +41,7 @@ class MigrateOptions:
     """
 
     source: Path | None = None
-    to: Target | None = None
+    to: str | None = None
     output: Path | None = None
     reduce: Literal["mean"] | None = None
     layers: int | None = None

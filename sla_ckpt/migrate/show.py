@@ -11,6 +11,7 @@ from typing import Any
 from sla_ckpt.checkpoint.layout import MANIFEST_FILE
 from sla_ckpt.checkpoint.source import LocalSource
 from sla_ckpt.checks.verify import VerifyOptions, verify_source
+from sla_ckpt.formats.layouts.write import writable
 from sla_ckpt.migrate.api import FixResult, remaining_problems
 from sla_ckpt.migrate.options import MigrateOptions
 from sla_ckpt.migrate.plan import Plan
@@ -26,7 +27,7 @@ def with_remaining(result: FixResult, options: MigrateOptions, *, dry_run: bool)
     A per-layer file that was written for another project is not judged by them.
     """
     plan = result.plan
-    if options.to in ("turbodiffusion", "fastvideo"):
+    if options.to in writable():
         return result
     verify_options = VerifyOptions(
         expect=options.expect, config=options.config, base_model=options.base_model

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from sla_ckpt.errors import UsageError
 from sla_ckpt.pairs.config import ConfigReader, config_class_name
+from sla_ckpt.pairs.plugins import plugin_head_dims
 from sla_ckpt.pairs.unet import unet_attention
 from sla_ckpt.state import PairKey, normalise_dtype
 
@@ -75,14 +76,17 @@ def expected_head_dims(
             package's routing (which in addition leaves attention over another length alone).
 
     Raises:
-        UnknownModelError: The class is not in the table.
+        UnknownModelError: The class is neither in the table nor announced by a plug-in.
         UsageError: An entry the head_dims come from is malformed.
     """
     class_name = config_class_name(config)
     rule = _RULES.get(class_name) if class_name else None
-    if class_name is None or rule is None:
+    if class_name is not None and rule is not None:
+        return rule(ConfigReader(config, class_name), trainer)
+    head_dims = plugin_head_dims(class_name, config) if class_name is not None else None
+    if class_name is None or head_dims is None:
         raise UnknownModelError(class_name)
-    return rule(ConfigReader(config, class_name), trainer)
+    return ExpectedPairs(class_name, head_dims)
 
 
 def expected_pairs(

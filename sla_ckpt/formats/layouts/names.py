@@ -11,14 +11,19 @@ mindie             ``layers.N.sla.proj_l.*``
 module             ``proj_l.*`` (thu-ml/SLA's module by itself)
 pairs              ``<head_dim>:<dtype>/proj_l.*`` (the twin; also with a dot)
 =================  ====================================================
+
+Plug-ins add layouts of their own (entry-point group ``sla_ckpt.layouts``).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from sla_ckpt.entry_points import LAYOUTS, load_group
 
 #: Added by torch.compile, DDP, FSDP and activation checkpointing, anywhere in a name.
 WRAPPERS = (
@@ -28,27 +33,59 @@ WRAPPERS = (
     "_checkpoint_wrapped_module.",
 )
 
-LAYER_KEYS: Mapping[str, str] = MappingProxyType(
-    {
-        "turbodiffusion": "blocks.{layer}.self_attn.attn_op.local_attn.proj_l.{tensor}",
-        "turbowan": "blocks.{layer}.attn1.attn_op.local_attn.proj_l.{tensor}",
-        "sglang": "blocks.{layer}.attn1.local_attn.proj_l.{tensor}",
-        "fastvideo": "blocks.{layer}.attn1.attn_impl.proj_l.{tensor}",
-        "mindie": "layers.{layer}.sla.proj_l.{tensor}",
-    }
-)
 
-TITLES: Mapping[str, str] = MappingProxyType(
+@dataclass(frozen=True)
+class Layout:
+    """How a project names its projections, one per layer.
+
+    Attributes:
+        title: What people call it: ``"FastVideo, per layer"``.
+        template: The name of one tensor, with ``{layer}`` for the layer's number and ``{tensor}``
+            for ``weight`` or ``bias``. What stands before it in a file (``net.``) is left open.
+        suffix: ``".safetensors"`` or ``".pth"`` if it can be written too, and as what.
+    """
+
+    title: str
+    template: str
+    suffix: str | None = None
+
+
+_BUILTIN: Mapping[str, Layout] = MappingProxyType(
     {
-        "turbodiffusion": "TurboDiffusion, per layer",
-        "turbowan": "TurboWan-Diffusers, per layer",
-        "sglang": "sglang, per layer",
-        "fastvideo": "FastVideo, per layer",
-        "mindie": "MindIE-SD, per layer",
-        "module": "thu-ml/SLA module",
-        "pairs": "SimpleTuner pairs",
+        "turbodiffusion": Layout(
+            "TurboDiffusion, per layer",
+            "blocks.{layer}.self_attn.attn_op.local_attn.proj_l.{tensor}",
+            ".pth",
+        ),
+        "turbowan": Layout(
+            "TurboWan-Diffusers, per layer",
+            "blocks.{layer}.attn1.attn_op.local_attn.proj_l.{tensor}",
+        ),
+        "sglang": Layout("sglang, per layer", "blocks.{layer}.attn1.local_attn.proj_l.{tensor}"),
+        "fastvideo": Layout(
+            "FastVideo, per layer",
+            "blocks.{layer}.attn1.attn_impl.proj_l.{tensor}",
+            ".safetensors",
+        ),
+        "mindie": Layout("MindIE-SD, per layer", "layers.{layer}.sla.proj_l.{tensor}"),
     }
 )
+_SHARED = MappingProxyType({"module": "thu-ml/SLA module", "pairs": "SimpleTuner pairs"})
+#: What ``migrate --to`` calls the state and its twin, so no layout can have these names.
+_STATES = ("simpletuner", "safetensors")
+
+
+@functools.cache
+def layouts() -> Mapping[str, Layout]:
+    """The per-layer layouts by name, those of plug-ins included."""
+    taken = (*_BUILTIN, *_SHARED, *_STATES)
+    plugins = load_group(LAYOUTS, _checked, taken=taken)
+    return MappingProxyType({**_BUILTIN, **{item.name: item.value for item in plugins}})
+
+
+def titles() -> Mapping[str, str]:
+    """What people call each layout, by :attr:`ProjectionName.layout`."""
+    return {**{name: item.title for name, item in layouts().items()}, **_SHARED}
 
 
 def _pattern(template: str) -> re.Pattern[str]:
@@ -58,7 +95,7 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(r"(?P<container>(?:[^:/]*\.)?)" + text)
 
 
-_LAYER_PATTERNS = {layout: _pattern(template) for layout, template in LAYER_KEYS.items()}
+_LAYER_PATTERNS = {name: _pattern(layout.template) for name, layout in _BUILTIN.items()}
 _MODULE = re.compile(r"proj_l\.(?P<tensor>weight|bias)")
 _PAIR = re.compile(
     r"(?P<container>(?:state\.)?)(?P<pair>\d{1,6}:\w+)[./]proj_l\.(?P<tensor>weight|bias)"
@@ -73,7 +110,7 @@ class ProjectionName:
     """What one tensor's name says.
 
     Attributes:
-        layout: A key of :data:`TITLES`.
+        layout: A key of :func:`titles`.
         container: What stands before the layout's own name (``"net_ema."``), ``""`` if nothing.
         layer: Layer number; None for shared layouts.
         pair: ``"128:bf16"`` for the pairs layout.
@@ -100,15 +137,54 @@ def strip_wrappers(name: str) -> str:
 def parse_name(name: str) -> ProjectionName | None:
     """Recognise a projection's name (wrappers already stripped); None if it is none."""
     for layout, pattern in _LAYER_PATTERNS.items():
-        match = pattern.fullmatch(name)
-        if match:
-            layer, tensor = int(match["layer"]), match["tensor"]
-            return ProjectionName(layout, match["container"], layer, None, tensor)
+        if match := pattern.fullmatch(name):
+            return _in_layer(layout, match)
     match = _PAIR.fullmatch(name)
     if match:
         return ProjectionName("pairs", match["container"], None, match["pair"], match["tensor"])
     match = _MODULE.fullmatch(name)
-    return ProjectionName("module", "", None, None, match["tensor"]) if match else None
+    if match:
+        return ProjectionName("module", "", None, None, match["tensor"])
+    for layout, pattern in _plugin_patterns().items():
+        if match := pattern.fullmatch(name):
+            return _in_layer(layout, match)
+    return None
+
+
+def _in_layer(layout: str, match: re.Match[str]) -> ProjectionName:
+    return ProjectionName(layout, match["container"], int(match["layer"]), None, match["tensor"])
+
+
+@functools.cache
+def _plugin_patterns() -> Mapping[str, re.Pattern[str]]:
+    return {
+        name: _pattern(layout.template)
+        for name, layout in layouts().items()
+        if name not in _BUILTIN
+    }
+
+
+def _checked(name: str, value: object) -> Layout:
+    """The layout that an entry point gave.
+
+    Raises:
+        TypeError: It is no layout.
+        ValueError: Its name, template or suffix cannot be.
+    """
+    if not isinstance(value, Layout):
+        raise TypeError(f"is a {type(value).__name__}, not a sla_ckpt.plugins.Layout")
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise ValueError("is no name for a layout: small letters, digits, - and _")
+    if not isinstance(value.title, str) or not isinstance(value.template, str):
+        raise TypeError("needs a title and a template")
+    bare = value.template.replace("{layer}", "0", 1).replace("{tensor}", "weight", 1)
+    if len(bare) != len(value.template) - 8 or not re.fullmatch(r"[\w.-]+", bare):
+        raise ValueError("needs a template with {layer} and {tensor} once each")
+    if any(pattern.fullmatch(bare) for pattern in _LAYER_PATTERNS.values()):
+        raise ValueError("has the names of a layout that is built in")
+    if value.suffix not in (None, ".pth", ".safetensors"):
+        raise ValueError(f"has the suffix {value.suffix!r:.40}, neither .pth nor .safetensors")
+    return value
 
 
 def is_projection(name: str) -> bool:

@@ -9,12 +9,12 @@ import numpy as np
 
 from sla_ckpt.errors import MigrationError
 from sla_ckpt.formats.layouts.names import (
-    TITLES,
     ProjectionName,
     is_projection,
     is_sla2,
     parse_name,
     strip_wrappers,
+    titles,
 )
 from sla_ckpt.formats.layouts.tensors import TensorBag, TensorHandle
 from sla_ckpt.state import ProjectionTensors
@@ -29,7 +29,7 @@ class LayerProjections:
     """Projections as another project keeps them.
 
     Attributes:
-        layout: A key of :data:`~.names.TITLES`.
+        layout: A key of :func:`~.names.titles`.
         layers: By layer number, without gaps; ``{0: …}`` for a shared module.
         notes: What was found and chosen, for the user.
     """
@@ -44,7 +44,7 @@ class LayerProjections:
 
     @property
     def title(self) -> str:
-        return TITLES[self.layout]
+        return titles()[self.layout]
 
     @property
     def zero_layers(self) -> int:
@@ -68,8 +68,8 @@ def read_layers(bag: TensorBag) -> LayerProjections:
     chosen = [(name, handle) for name, handle in named if name.container == container]
     layouts = sorted({name.layout for name, _ in chosen})
     if len(layouts) > 1:
-        titles = " and ".join(TITLES[layout] for layout in layouts)
-        raise _fault(bag, f"it mixes the layouts {titles}", "split it into one file per layout")
+        mixed = " and ".join(titles()[layout] for layout in layouts)
+        raise _fault(bag, f"it mixes the layouts {mixed}", "split it into one file per layout")
     notes = []
     containers = sorted({name.container for name, _ in named})
     if len(containers) > 1 or container:
@@ -133,7 +133,7 @@ def _named(bag: TensorBag) -> list[tuple[ProjectionName, TensorHandle]]:
         raise _fault(
             bag,
             f"projection {unknown[0]!r:.120} is in a layout that is not known",
-            "known are: " + ", ".join(TITLES.values()),
+            "known are: " + ", ".join(titles().values()),
         )
     if not found:
         raise _fault(

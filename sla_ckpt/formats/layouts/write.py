@@ -1,18 +1,20 @@
-"""Write projections per layer, as TurboDiffusion and FastVideo read them."""
+"""Write projections per layer, as TurboDiffusion, FastVideo and those of plug-ins read them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from sla_ckpt.formats.dtypes import encode
-from sla_ckpt.formats.layouts.names import LAYER_KEYS
+from sla_ckpt.formats.layouts.names import layouts
 from sla_ckpt.formats.pickle_writer import TensorRecord, dump
 from sla_ckpt.formats.torch_writer import encode_torch_zip
 from sla_ckpt.formats.twin import TOKEN_OF, encode_safetensors
 from sla_ckpt.state import ProjectionTensors
 
-#: Layouts that can be written, with the suffix of the file.
-WRITABLE = {"turbodiffusion": ".pth", "fastvideo": ".safetensors"}
+
+def writable() -> Mapping[str, str]:
+    """The layouts that can be written, with the suffix of the file."""
+    return {name: item.suffix for name, item in layouts().items() if item.suffix is not None}
 
 
 def encode_layers(
@@ -26,12 +28,12 @@ def encode_layers(
 
     Args:
         layers: By layer number.
-        layout: A key of :data:`WRITABLE`: ``"turbodiffusion"`` gives a ``torch.save`` archive,
+        layout: A key of :func:`writable`: ``"turbodiffusion"`` gives a ``torch.save`` archive,
             ``"fastvideo"`` a safetensors file.
         stem: File name without suffix; ``torch.save`` names the folder in the archive after it.
         metadata: Strings for the safetensors header, besides ``format``.
     """
-    template = LAYER_KEYS[layout]
+    template = layouts()[layout].template
     named = {
         template.format(layer=layer, tensor=tensor): (array, dtype)
         for layer, projection in sorted(layers.items())
@@ -40,7 +42,7 @@ def encode_layers(
             ("bias", projection.bias, projection.bias_dtype),
         )
     }
-    if WRITABLE[layout] == ".safetensors":
+    if writable()[layout] == ".safetensors":
         return encode_safetensors(
             {
                 name: (TOKEN_OF[dtype], array.shape, encode(array, dtype))

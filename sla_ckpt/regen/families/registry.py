@@ -7,7 +7,7 @@ that returns one)::
     [project.entry-points."sla_ckpt.families"]
     MyTransformer2DModel = "my_package.adapter:ADAPTER"
 
-Built-in adapters win over plug-ins of the same class.
+Built-in adapters win over plug-ins of the same class, with a warning.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from sla_ckpt.errors import RegenError
+from sla_ckpt.entry_points import FAMILIES, announced, load, package_of, warn
+from sla_ckpt.errors import PluginError, RegenError
 from sla_ckpt.pairs.config import config_class_name
 from sla_ckpt.regen.families.base import Config, FamilyAdapter
 
-ENTRY_POINT_GROUP = "sla_ckpt.families"
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 GUIDE = "docs/adding-a-family.md"
 
 # Modules of this package; each has a tuple ADAPTERS.
@@ -69,11 +72,16 @@ def adapter_for(
         class_name = config_class_name(config)
     if class_name is None:
         raise RegenError("config.json has no _class_name, so the model family is unknown")
-    adapter = builtin_adapters().get(class_name) or _plugin(class_name)
+    adapter = builtin_adapters().get(class_name)
+    plugins = [entry for entry in announced(FAMILIES) if entry.name == class_name]
+    if plugins and adapter is not None:
+        warn(f"plug-in {class_name} of {package_of(plugins[0])} is left out: it is built in")
+    elif plugins:
+        adapter = _load_adapter(plugins[0])
     if adapter is None:
         raise RegenError(
             f"no family adapter knows how to run {class_name[:80]}",
-            hint=f"write one of about 40 lines, see {GUIDE} (entry point {ENTRY_POINT_GROUP})",
+            hint=f"write one of about 40 lines, see {GUIDE} (entry point {FAMILIES})",
         )
     if isinstance(config_or_class_name, str):
         return adapter
@@ -92,22 +100,17 @@ def builtin_adapters() -> Mapping[str, FamilyAdapter]:
     return MappingProxyType(found)
 
 
-def _plugin(class_name: str) -> FamilyAdapter | None:
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=class_name):
-        try:
-            loaded = entry.load()
-        except (ImportError, AttributeError) as error:
-            raise RegenError(
-                f"the family plug-in {entry.value} for {class_name} does not load: {error}",
-                hint="reinstall or remove the package that provides it",
-            ) from error
-        # A class has the attributes of its instances, so it would pass for an adapter itself.
-        is_factory = isinstance(loaded, type) or not isinstance(loaded, FamilyAdapter)
-        adapter = loaded() if is_factory and callable(loaded) else loaded
-        if not isinstance(adapter, FamilyAdapter):
-            raise RegenError(
-                f"the family plug-in {entry.value} for {class_name} is not a FamilyAdapter",
-                hint=f"see {GUIDE}",
-            )
-        return adapter
-    return None
+def _load_adapter(entry: EntryPoint) -> FamilyAdapter:
+    try:
+        loaded = load(entry)
+    except PluginError as error:
+        raise RegenError(error.message, hint=error.hint) from error
+    # A class has the attributes of its instances, so it would pass for an adapter itself.
+    is_factory = isinstance(loaded, type) or not isinstance(loaded, FamilyAdapter)
+    adapter = loaded() if is_factory and callable(loaded) else loaded
+    if not isinstance(adapter, FamilyAdapter):
+        raise RegenError(
+            f"plug-in {entry.name} of {package_of(entry)}: {entry.value} is not a FamilyAdapter",
+            hint=f"see {GUIDE}",
+        )
+    return adapter

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sla_ckpt.errors import RegenError
+from sla_ckpt.errors import PluginWarning, RegenError
 from sla_ckpt.pairs.trace import trace_pairs
 from sla_ckpt.regen.families.base import FamilyAdapter, Size, collate
 from sla_ckpt.regen.families.registry import adapter_for, builtin_adapters
@@ -88,7 +88,8 @@ def test_broken_plugins_are_one_clear_error(install, entry: str, problem: str) -
 
 def test_built_in_adapters_win_over_plugins(install) -> None:  # type: ignore[no-untyped-def]
     install("toy_plugin:ADAPTER", "FluxTransformer2DModel")
-    assert adapter_for("FluxTransformer2DModel").name == "flux"
+    with pytest.warns(PluginWarning, match=r"toy-plugin 1\.0 is left out: it is built in"):
+        assert adapter_for("FluxTransformer2DModel").name == "flux"
 
 
 def test_unknown_classes_say_how_to_add_one() -> None:
