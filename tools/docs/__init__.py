@@ -1,0 +1,1 @@
+"""Keeps README.md and docs/ true: runs their command blocks, and writes what they printed."""
