@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
+from click.core import ParameterSource
 
+from sla_ckpt.cli._completing import complete_codes
 from sla_ckpt.errors import UsageError
 from sla_ckpt.paths import expand
 
@@ -22,6 +25,7 @@ ignore = click.option(
     "--ignore",
     metavar="CODES",
     multiple=True,
+    shell_complete=complete_codes,
     help="Rules to leave out, by code or prefix: SLA206, SLA3. Repeat or separate by commas.",
 )
 
@@ -29,6 +33,7 @@ select = click.option(
     "--select",
     metavar="CODES",
     multiple=True,
+    shell_complete=complete_codes,
     help="Only these rules, by code or prefix.",
 )
 
@@ -51,16 +56,74 @@ token = click.option(
 )
 
 
+def _only_models(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value not in (None, "model"):
+        raise UsageError(f"--repo-type {value}: checkpoints are in model repositories")
+
+
+#: As commands for `hf` have it; there is nothing to choose.
+repo_type = click.option(
+    "--repo-type", "--type", expose_value=False, callback=_only_models, hidden=True
+)
+
+revision = click.option(
+    "--revision", metavar="REV", help="Branch, tag or commit of a Hub repository."
+)
+
+
+def at_revision(target: str, revision: str | None) -> str:
+    """A target as typed, at ``--revision`` if that was given.
+
+    Raises:
+        UsageError: A revision for what is no Hub repository, or for one that names its own.
+    """
+    if revision is None:
+        return target
+    from sla_ckpt.hub import repo
+
+    if expand(target).exists() or not repo.looks_like_repo(target):
+        raise UsageError(f"--revision is for Hub repositories, and {target} is none")
+    return repo.at_revision(target, revision)
+
+
 def output_format(*choices: str) -> Callable[[F], F]:
     """``--format`` with the given choices, the first one being the default."""
-    return click.option(
+    explicit = click.option(
         "--format",
         "output_format",
         type=click.Choice(choices),
         default=choices[0],
         show_default=True,
+        callback=_format_chosen,
         help="How to print the result.",
     )
+    json = click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_remember_json,
+        help="The same as --format json.",
+    )
+    return lambda function: explicit(json(function))
+
+
+def _remember_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.meta["sla_ckpt.json"] = value
+
+
+def _format_chosen(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not context.meta.get("sla_ckpt.json"):
+        return value
+    context.set_parameter_source("output_format", ParameterSource.COMMANDLINE)
+    return "json"
+
+
+def is_default(name: str) -> bool:
+    """Whether the running command got an option's value from its default, not from the user."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.DEFAULT
 
 
 def optional_path(text: str | None) -> Path | None:

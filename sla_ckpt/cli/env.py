@@ -33,14 +33,16 @@ _PACKAGES = (
 @click.command("env", context_settings={"help_option_names": ["-h", "--help"]})
 @_options.output_format("text", "json")
 def command(output_format: str) -> int:
-    """Show versions, CUDA, kernels and whether a Hub token is set (never the token)."""
+    """Show versions, CUDA, kernels, plug-ins and whether a Hub token is set (never the token)."""
     facts = collect()
     output = Output()
     if output_format == "json":
         output.json(facts)
         return 0
     for name, value in facts.items():
-        if isinstance(value, dict):
+        if value == {}:
+            output.data(f"{name}: none")
+        elif isinstance(value, dict):
             output.data(f"{name}:")
             for key, item in value.items():
                 output.data(f"  {key:<16} {item if item is not None else 'not installed'}")
@@ -58,6 +60,7 @@ def collect() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "cuda": _cuda(),
         "kernels": _kernels(),
+        "plugins": _plugins(),
         "hub": _hub(),
     }
 
@@ -90,6 +93,15 @@ def _kernels() -> dict[str, str]:
     from sla_ckpt.attention.kernels import available_kernels
 
     return dict(available_kernels())
+
+
+def _plugins() -> dict[str, str]:
+    """What other packages announce, as ``{"sla_ckpt.rules ACME001": "acme-sla 1.0"}``."""
+    from sla_ckpt.entry_points import GROUPS, announced, package_of
+
+    return {
+        f"{group} {entry.name}": package_of(entry) for group in GROUPS for entry in announced(group)
+    }
 
 
 def _hub() -> dict[str, str]:

@@ -6,13 +6,14 @@ import click
 
 from sla_ckpt.checks.summary import PairSummary, StateSummary
 from sla_ckpt.cli import _options
+from sla_ckpt.cli._completing import complete_targets
 from sla_ckpt.cli._output import Output
 from sla_ckpt.paths import expand
 from sla_ckpt.text import one_line
 
 
 @click.command("inspect", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("target", required=False, default=".")
+@click.argument("target", required=False, default=".", shell_complete=complete_targets)
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False),
@@ -20,10 +21,18 @@ from sla_ckpt.text import one_line
     help="Draw each projection and its singular values (.png, .svg, .pdf).",
 )
 @_options.config
+@_options.revision
+@_options.token
 @_options.output_format("text", "json")
 @_options.quiet
 def command(
-    target: str, plot: str | None, config: str | None, output_format: str, quiet: bool
+    target: str,
+    plot: str | None,
+    config: str | None,
+    revision: str | None,
+    token: str | None,
+    output_format: str,
+    quiet: bool,
 ) -> int:
     """Show what a state holds: settings, pairs, shapes, dtypes, norms, rank, origin.
 
@@ -33,7 +42,7 @@ def command(
     from sla_ckpt.checks.summary import summarise
     from sla_ckpt.checks.verify import open_target
 
-    source, note = open_target(target)
+    source, note = open_target(_options.at_revision(target, revision), token=token)
     options = VerifyOptions(config=_options.optional_path(config))
     summary = summarise(Context(source, options))
     output = Output(quiet=quiet)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from sla_ckpt._version import __version__
-from sla_ckpt.cli._output import print_error, safe_streams
+from sla_ckpt.cli._output import print_error, safe_streams, show_plugin_warnings
 from sla_ckpt.errors import EXIT_CANNOT, EXIT_INTERRUPTED, SlaCkptError
 
 #: Command -> one-line help. The modules are imported only when a command runs, so that
@@ -24,7 +24,8 @@ COMMANDS = {
     "push": "Publish a checkpoint with its state in one commit.",
     "pull": "Fetch a checkpoint with its state and verify it.",
     "rules": "List the rules that verify checks, or explain one.",
-    "env": "Show versions, kernels and whether a Hub token is set.",
+    "env": "Show versions, kernels, plug-ins and whether a Hub token is set.",
+    "completion": "Print the script for tab completion in your shell.",
 }
 
 
@@ -76,6 +77,7 @@ def _forget_output() -> None:
 def run(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     safe_streams()
+    show_plugin_warnings()
     sys.exit(_run(args))
 
 
@@ -93,9 +95,10 @@ def _run(args: list[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         print_error("interrupted", None)
         return EXIT_INTERRUPTED
-    except SystemExit:
-        # click leaves like this, quietly, when the reader of a pipe went away (``| head``).
-        return EXIT_CANNOT
+    except SystemExit as left:
+        # click leaves like this when it has answered the shell's request for completions, and,
+        # quietly, when the reader of a pipe went away (``| head``).
+        return 0 if left.code == 0 else EXIT_CANNOT
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print_error(f"{where}{error.strerror or error}", "is the disk full, or a file gone?")

@@ -7,6 +7,7 @@ from typing import Literal
 import click
 
 from sla_ckpt.cli import _options
+from sla_ckpt.cli._completing import complete_targets
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK
 from sla_ckpt.migrate.options import MigrateOptions, targets
@@ -33,7 +34,9 @@ class _Grouped(click.Command):
 
 
 @click.command("migrate", cls=_Grouped, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("checkpoint", required=False, metavar="[CHECKPOINT]")
+@click.argument(
+    "checkpoint", required=False, metavar="[CHECKPOINT]", shell_complete=complete_targets
+)
 @click.option(
     "--from",
     "source",

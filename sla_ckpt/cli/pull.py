@@ -11,8 +11,9 @@ import click
 
 from sla_ckpt.checks.render import to_text
 from sla_ckpt.cli import _options
+from sla_ckpt.cli._completing import complete_folders
 from sla_ckpt.cli._output import Output
-from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK
+from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK, UsageError
 from sla_ckpt.hub.pull import PullOptions, PullResult, pull
 from sla_ckpt.text import count, one_line
 
@@ -22,7 +23,14 @@ Tick = Callable[[int, int], None]
 
 @click.command("pull", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("repo")
-@click.argument("directory", required=False)
+@click.argument("directory", required=False, shell_complete=complete_folders)
+@_options.repo_type
+@click.option(
+    "--local-dir",
+    metavar="DIRECTORY",
+    shell_complete=complete_folders,
+    help="DIRECTORY, as hf download names it.",
+)
 @_options.dry_run
 @click.option("--revision", metavar="REV", help="Branch, tag or commit.")
 @click.option(
@@ -43,6 +51,7 @@ Tick = Callable[[int, int], None]
 def command(
     repo: str,
     directory: str | None,
+    local_dir: str | None,
     dry_run: bool,
     revision: str | None,
     purpose: Literal["inference", "resume"],
@@ -59,11 +68,13 @@ def command(
     REPO is org/model[@revision][/folder] in any form; DIRECTORY the target, named after the
     repository by default. An interrupted pull goes on where it stopped.
     """
+    if directory is not None and local_dir is not None:
+        raise UsageError(f"both {directory} and --local-dir {local_dir}", hint="name one of them")
     output = Output(quiet=quiet)
     with _transfer_bar(output) as (note, tick):
         result = pull(
             repo,
-            directory,
+            directory if local_dir is None else local_dir,
             PullOptions(
                 revision=revision,
                 purpose=purpose,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sla_ckpt.cli import _options
+from sla_ckpt.cli._completing import complete_folders
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import EXIT_FINDINGS, EXIT_OK
 from sla_ckpt.hub.push import PushOptions, PushResult, push
@@ -13,13 +14,15 @@ from sla_ckpt.text import count, one_line
 
 @click.command("push", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("repo")
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", required=False, shell_complete=complete_folders)
+@_options.repo_type
 @_options.dry_run
 @click.option("--public/--private", default=False, help="For a new repository. [default: private]")
 @click.option("--revision", metavar="BRANCH", help="Branch to commit to, made if it is not there.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead.")
 @click.option("--path-in-repo", metavar="FOLDER", default="", help="Folder for all files.")
-@click.option("-m", "--message", help="Commit message.")
+@click.option("-m", "--commit-message", "--message", "message", help="Commit message.")
+@click.option("--commit-description", "description", help="What follows the commit message.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Also send these. Repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these out. Repeatable.")
 @click.option(
@@ -38,6 +41,7 @@ def command(
     create_pr: bool,
     path_in_repo: str,
     message: str | None,
+    description: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     include_training_state: bool,
@@ -61,6 +65,7 @@ def command(
             public=public,
             path_in_repo=path_in_repo,
             message=message,
+            description=description,
             include=include,
             exclude=exclude,
             training_state=include_training_state,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import click
 
 from sla_ckpt.checks.pages import rule_page
-from sla_ckpt.checks.registry import all_rules
+from sla_ckpt.checks.registry import Rule, all_rules
 from sla_ckpt.cli import _options
+from sla_ckpt.cli._completing import complete_codes
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import UsageError
+from sla_ckpt.text import one_line
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 
 @click.command("rules", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=complete_codes)
 @_options.output_format("text", "json")
 def command(code: str | None, output_format: str) -> int:
     """List the rules that verify checks, or explain one: sla-ckpt rules SLA202."""
@@ -24,19 +26,28 @@ def command(code: str | None, output_format: str) -> int:
         if output_format == "json":
             output.json(
                 [
-                    {"code": r.code, "level": r.level, "title": r.title, "fixable": r.fixable}
+                    {
+                        "code": r.code,
+                        "level": r.level,
+                        "title": r.title,
+                        "fixable": r.fixable,
+                        "package": r.package,
+                    }
                     for r in rules
                 ]
             )
             return 0
         for item in rules:
             level = click.style(f"{item.level:<8}", fg=_COLOURS[item.level])
-            output.data(f"{item.code}  {level} {item.title}{' [fixable]' if item.fixable else ''}")
+            tail = " [fixable]" if item.fixable else ""
+            if item.package is not None:
+                tail += f" [{one_line(item.package)}]"
+            output.data(f"{item.code}  {level} {one_line(item.title)}{tail}")
         return 0
     found = next((item for item in rules if item.code == code.upper()), None)
     if found is None:
         raise UsageError(f"no rule {code!r}", hint="run: sla-ckpt rules to list them")
-    page = rule_page(found.code)
+    page = _page(found)
     if output_format == "json":
         output.json(
             {
@@ -44,9 +55,17 @@ def command(code: str | None, output_format: str) -> int:
                 "level": found.level,
                 "title": found.title,
                 "fixable": found.fixable,
+                "package": found.package,
                 "page": page,
             }
         )
     else:
         output.data(page.rstrip())
     return 0
+
+
+def _page(item: Rule) -> str:
+    """Its page; for a plug-in's rule what the plug-in gives, or the little that is known."""
+    if item.package is None:
+        return rule_page(item.code)
+    return item.page or f"# {item.code}: {item.title}\n\nA rule of {item.package}.\n"

@@ -91,6 +91,7 @@ def commit(
     *,
     create_pr: bool,
     message: str | None,
+    description: str | None = None,
     note: Callable[[str], None],
 ) -> tuple[str, str | None] | None:
     """Make one commit of a plan, tried again after transient failures.
@@ -113,6 +114,7 @@ def commit(
                     repo_id,
                     operations,
                     commit_message=title,
+                    commit_description=description,
                     revision=revision,
                     create_pr=create_pr or None,
                     parent_commit=plan.parent,

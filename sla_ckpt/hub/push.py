@@ -41,7 +41,8 @@ class PushOptions:
         create_pr: Open a pull request instead of committing to the branch.
         public: Make a new repository public; it is private otherwise.
         path_in_repo: Folder in the repository for all files.
-        message: Commit message.
+        message: Commit message, its first line.
+        description: What follows that line.
         include: Glob patterns to send although they would be left out.
         exclude: Glob patterns to leave out.
         training_state: Also send what only a resume needs.
@@ -55,6 +56,7 @@ class PushOptions:
     public: bool = False
     path_in_repo: str = ""
     message: str | None = None
+    description: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     training_state: bool = False
@@ -288,6 +290,7 @@ def _commit(
             additions,
             create_pr=options.create_pr,
             message=options.message,
+            description=options.description,
             note=note,
         )
         if done is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from sla_ckpt.errors import UsageError
 
@@ -51,6 +51,19 @@ def parse_repo(text: str) -> RepoRef:
     if host in _HOSTS:
         return _from_url(f"https://{given}")
     return _from_id(given)
+
+
+def at_revision(text: str, revision: str) -> str:
+    """The same repository or folder at another revision, as ``hf://org/model@rev/folder``.
+
+    Raises:
+        UsageError: It is no repository, or names another revision itself.
+    """
+    ref = parse_repo(text)
+    if ref.revision not in (None, revision):
+        raise UsageError(f"{text!r} names a revision, and --revision {revision} another one")
+    folder = f"/{ref.subfolder}" if ref.subfolder else ""
+    return f"hf://{ref.repo_id}@{quote(revision, safe='')}{folder}"
 
 
 def looks_like_path(text: str) -> bool:
