@@ -38,13 +38,19 @@ def read_payload(source: Path | bytes | BinaryIO, *, name: str | None = None) ->
     return read_torch_zip(source, name=name)
 
 
-def read_state(source: Path | bytes | BinaryIO, *, name: str | None = None) -> SLAState:
+def read_state(source: str | Path | bytes | BinaryIO, *, name: str | None = None) -> SLAState:
     """Read a well-formed state.
+
+    Args:
+        source: Path, bytes or seekable stream.
+        name: How messages name it.
 
     Raises:
         StructureError: It can be read but is no state; names the first fault.
         FormatError: As :func:`read_payload`, as are the others.
     """
+    if isinstance(source, str):
+        source = Path(source)
     label = name or (str(source) if isinstance(source, Path) else "the state")
     return payload_to_state(read_payload(source, name=name), name=label)
 

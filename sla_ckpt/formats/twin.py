@@ -48,7 +48,10 @@ _MAX_TENSOR = 1 << 32
 
 
 def read_twin(
-    source: Path | bytes | BinaryIO, *, name: str | None = None, coerce_metadata: bool = False
+    source: str | Path | bytes | BinaryIO,
+    *,
+    name: str | None = None,
+    coerce_metadata: bool = False,
 ) -> SLAState:
     """Read a twin, its origin included.
 
@@ -62,6 +65,8 @@ def read_twin(
         StructureError: A safetensors file, but not a twin; names the first fault.
         FormatError: Not a valid safetensors file.
     """
+    if isinstance(source, str):
+        source = Path(source)
     with opened(source, name) as data:
         header = read_header(data.read, data.size, name=data.name, coerce_metadata=coerce_metadata)
         return _to_state(data, header)
@@ -240,7 +245,7 @@ def _count(shape: tuple[int, ...]) -> int:
     return count
 
 
-def write_state(directory: Path, state: SLAState, *, twin: bool = True) -> None:
+def write_state(directory: str | Path, state: SLAState, *, twin: bool = True) -> None:
     """Write ``sla_attention.pt`` and its twin into a checkpoint, each atomically.
 
     The ``.pt`` is replaced first, then the twin: a crash in between leaves a twin whose recorded
@@ -257,6 +262,7 @@ def write_state(directory: Path, state: SLAState, *, twin: bool = True) -> None:
     """
     import hashlib
 
+    directory = Path(directory)
     data = encode_state(state)
     _write_and_compare(directory / STATE_FILE, data, state)
     twin_path = directory / TWIN_FILE

@@ -40,6 +40,12 @@ def test_state_and_twin_are_written_and_read_back(tmp_path: Path) -> None:
     assert twin_pt_sha256(twin) == hashlib.sha256(pt.read_bytes()).hexdigest()
 
 
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    state = read_state(str(STATES / "three_pairs" / "sla_attention.pt"))
+    write_state(str(tmp_path), state)
+    assert read_twin(str(tmp_path / "sla_attention.safetensors")).equals(state)
+
+
 @pytest.mark.parametrize("name", ["legacy_bf16_proj_l", "settings_none", "string_settings_64_fp16"])
 def test_the_safetensors_library_reads_the_same_tensors(name: str, tmp_path: Path) -> None:
     state = read_state(STATES / name / "sla_attention.pt")
