@@ -38,16 +38,22 @@ class NamedCheckpoint:
     temporary: bool
 
 
+def parse_checkpoint_name(path: Path) -> NamedCheckpoint | None:
+    """What a folder's name says; None when it is not the name of a trainer's checkpoint."""
+    match = _CHECKPOINT_NAME.fullmatch(path.name)
+    if match is None or len(match[1]) > 18:
+        return None
+    return NamedCheckpoint(path, int(match[1]), bool(match[2]), bool(match[3]))
+
+
 def list_checkpoints(output_directory: Path) -> list[NamedCheckpoint]:
     """The ``checkpoint-N`` folders of an output directory, oldest first; ``-tmp`` ones too."""
     found: list[NamedCheckpoint] = []
     with os.scandir(output_directory) as entries:
         for entry in entries:
-            match = _CHECKPOINT_NAME.fullmatch(entry.name)
-            if match and len(match[1]) <= 18 and entry.is_dir():
-                found.append(
-                    NamedCheckpoint(Path(entry.path), int(match[1]), bool(match[2]), bool(match[3]))
-                )
+            named = parse_checkpoint_name(Path(entry.path))
+            if named is not None and entry.is_dir():
+                found.append(named)
     return sorted(found, key=lambda item: (item.step, item.path.name))
 
 

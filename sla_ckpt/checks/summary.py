@@ -119,8 +119,12 @@ class StateSummary:
         }
 
 
-def summarise(context: Context) -> StateSummary:
+def summarise(context: Context, *, spectrum: bool = True) -> StateSummary:
     """Describe the state of a target.
+
+    Args:
+        context: The target.
+        spectrum: Compute singular values too, which takes longer than everything else.
 
     Raises:
         FormatError: The state file is unreadable.
@@ -152,21 +156,21 @@ def summarise(context: Context) -> StateSummary:
         sha256=sha256,
         version=body.get("version"),
         settings=context.settings,
-        pairs=tuple(_pair(entry, context) for entry in context.entries),
+        pairs=tuple(_pair(entry, context, spectrum) for entry in context.entries),
         expected=tuple(str(pair) for pair in context.expectation.pairs),
         origin=context.origin,
         notes=notes,
     )
 
 
-def _pair(entry: Entry, context: Context) -> PairSummary:
+def _pair(entry: Entry, context: Context, spectrum: bool) -> PairSummary:
     weight = entry.weight.array if entry.weight is not None else None
     bias = entry.bias.array if entry.bias is not None else None
     arrays = [array.astype(np.float64) for array in (weight, bias) if array is not None]
     finite = all(bool(np.isfinite(array).all()) for array in arrays)
     elements = sum(array.size for array in arrays)
     nonzero = sum(int(np.count_nonzero(array)) for array in arrays)
-    singular = _singular_values(weight) if finite else np.empty(0)
+    singular = _singular_values(weight) if finite and spectrum else np.empty(0)
     tolerance = singular[0] * max(weight.shape) * np.finfo(np.float32).eps if len(singular) else 0.0  # type: ignore[union-attr]
     return PairSummary(
         name=entry.name,

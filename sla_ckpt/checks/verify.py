@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from sla_ckpt.checkpoint.resolve import list_checkpoints, looks_like_checkpoint, resolve_checkpoint
 from sla_ckpt.checkpoint.source import LocalSource, Source
@@ -18,6 +19,9 @@ from sla_ckpt.state import STATE_FILE, TWIN_FILE
 
 #: Files of a checkpoint that are certainly no state: their folder is meant.
 _NO_STATE = (".json", ".bin", ".pkl", ".md", ".txt")
+
+Target = TypeVar("Target")
+Result = TypeVar("Result")
 
 __all__ = ["VerifyOptions", "open_target", "verify", "verify_many", "verify_source"]
 
@@ -55,9 +59,13 @@ def verify_source(
     source: Source, options: VerifyOptions | None = None, *, note: str | None = None
 ) -> Report:
     """Verify an open source; see :func:`verify`."""
-    options = options or VerifyOptions()
+    return verify_context(Context(source, options or VerifyOptions()), note=note)
+
+
+def verify_context(context: Context, *, note: str | None = None) -> Report:
+    """Verify what a context reads, for who needs more of it than the report; see :func:`verify`."""
+    source, options = context.source, context.options
     rules = select_rules(options.select, options.ignore)
-    context = Context(source, options)
     findings = sort_findings(
         finding
         for item in rules
@@ -106,7 +114,6 @@ def verify_many(
         jobs: How many at a time.
     """
     options = options or VerifyOptions()
-    select_rules(options.select, options.ignore)  # a wrong code is one error, not one per target
 
     def one(target: str | Path) -> Report:
         try:
@@ -114,14 +121,35 @@ def verify_many(
         except UsageError:
             raise
         except SlaCkptError as error:
-            return Report(str(target), "unreadable", problem=error.message, problem_help=error.hint)
+            return unreadable(target, error)
 
-    listed: Sequence[str | Path] = list(targets)
+    yield from for_each(targets, one, options, jobs=jobs)
+
+
+def for_each(
+    targets: Iterable[Target],
+    examine: Callable[[Target], Result],
+    options: VerifyOptions,
+    *,
+    jobs: int = 1,
+) -> Iterator[Result]:
+    """Examine several targets, some at a time; the results come in the targets' order.
+
+    Raises:
+        UsageError: A rule code of the options is wrong: one error, not one per target.
+    """
+    select_rules(options.select, options.ignore)
+    listed: Sequence[Target] = list(targets)
     if jobs <= 1 or len(listed) <= 1:
-        yield from map(one, listed)
+        yield from map(examine, listed)
         return
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(one, listed)
+        yield from pool.map(examine, listed)
+
+
+def unreadable(target: str | Path, error: SlaCkptError) -> Report:
+    """The report of a target that could not be examined."""
+    return Report(str(target), "unreadable", problem=error.message, problem_help=error.hint)
 
 
 def open_target(target: str | Path, *, token: str | None = None) -> tuple[Source, str | None]:

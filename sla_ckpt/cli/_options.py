@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
-from click.core import ParameterSource
 
 from sla_ckpt.cli._completing import complete_codes
 from sla_ckpt.errors import UsageError

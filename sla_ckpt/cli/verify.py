@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import click
 
 from sla_ckpt.checks.render import to_github, to_json, to_sarif, to_text
-from sla_ckpt.checks.report import combined_exit_code
+from sla_ckpt.checks.report import Report, combined_exit_code
 from sla_ckpt.checks.verify import VerifyOptions, expand_target, verify_many
 from sla_ckpt.cli import _options
 from sla_ckpt.cli._output import Output
 from sla_ckpt.errors import UsageError
+from sla_ckpt.paths import expand
+
+_BY_SUFFIX = {".html": "html", ".htm": "html", ".json": "json", ".sarif": "sarif"}
 
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,7 +59,15 @@ from sla_ckpt.errors import UsageError
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=4, show_default=True, help="Targets at a time."
 )
-@_options.output_format("text", "json", "sarif", "github")
+@_options.output_format("text", "json", "sarif", "github", "html")
+@click.option(
+    "-o",
+    "--output",
+    "destination",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write the result to FILE (- is stdout); .html, .json and .sarif choose the format.",
+)
 @_options.quiet
 def command(
     targets: tuple[str, ...],
@@ -77,6 +89,7 @@ def command(
     recursive: bool,
     jobs: int,
     output_format: str,
+    destination: str | None,
     quiet: bool,
 ) -> int:
     """Is this checkpoint whole and consistent?
@@ -84,7 +97,12 @@ def command(
     TARGET is a checkpoint folder, a trainer's output directory (its newest checkpoint), a
     sla_attention.pt, or a Hub repository org/model[@revision][/folder] or its URL. Without one,
     the current directory.
+
+    --format html makes one self-contained page. For an output directory it shows every checkpoint,
+    and how the projections moved; the exit code is about the newest, as in every format.
     """
+    if destination is not None and _options.is_default("output_format"):
+        output_format = _BY_SUFFIX.get(Path(destination).suffix.lower(), output_format)
     options = VerifyOptions(
         select=_options.split_codes(select),
         ignore=_options.split_codes(ignore),
@@ -110,22 +128,31 @@ def command(
         named = targets or (".",)
         expanded = [item for t in named for item in expand_target(t, recursive=recursive)]
     output = Output(quiet=quiet)
+    if dry_run and not fix:
+        raise UsageError("--dry-run goes with --fix", hint="verify alone never writes")
+    reports: Sequence[Report] = ()
     if fix:
         from sla_ckpt.migrate.verify_fix import verify_and_fix
 
         reports = list(verify_and_fix(expanded, options, dry_run=dry_run, note=output.note))
-    elif dry_run:
-        raise UsageError("--dry-run goes with --fix", hint="verify alone never writes")
+    if output_format == "html":
+        from sla_ckpt.report import collect, judged_reports, to_html
+
+        # After --fix this looks again, at what the repair left.
+        runs = collect(expanded, options, jobs=jobs)
+        reports, text = judged_reports(runs), to_html(runs, strict=strict)
     else:
-        reports = list(verify_many(expanded, options, jobs=jobs))
-    if output_format == "text":
-        text = to_text(reports, quiet=quiet)
-        if text:
-            output.data(text)
-    else:
-        renderer = {"json": to_json, "sarif": to_sarif, "github": to_github}[output_format]
-        output.data(renderer(reports))
+        reports = reports or list(verify_many(expanded, options, jobs=jobs))
+        text = _render(reports, output_format, quiet=quiet)
+    path = None if destination in (None, "-") else expand(str(destination))
+    output.deliver(text, path)
     return combined_exit_code(reports, strict=strict)
+
+
+def _render(reports: Sequence[Report], output_format: str, *, quiet: bool) -> str:
+    if output_format == "text":
+        return to_text(reports, quiet=quiet)
+    return {"json": to_json, "sarif": to_sarif, "github": to_github}[output_format](reports)
 
 
 def _existing(option: str, text: str | None) -> Path | None:
