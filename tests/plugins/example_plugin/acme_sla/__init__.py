@@ -1,0 +1,1 @@
+"""A plug-in for sla-ckpt; each module is one entry point of pyproject.toml."""
