@@ -242,7 +242,7 @@ class SLAState:
     def equals(self, other: SLAState) -> bool:
         """Same settings and bitwise the same pairs; the origin does not count."""
         return (
-            self.settings == other.settings
+            repr(self.settings) == repr(other.settings)  # topk may be NaN, which a rule reports
             and self.pairs.keys() == other.pairs.keys()
             and all(self.pairs[key].equals(other.pairs[key]) for key in self.pairs)
         )

@@ -6,21 +6,27 @@ import os
 import re
 import shlex
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
 
 def one_line(text: str, *, limit: int = 1000) -> str:
-    """Collapse white space and escape control characters, so that no file can draw on a terminal.
+    """Collapse white space and escape what cannot be seen, so that no file can draw on a terminal.
+
+    Control and formatting characters, and halves of surrogate pairs, which cannot be encoded.
 
     Args:
         text: Anything, for instance a key read from a file.
         limit: Longer text is cut in the middle.
     """
-    flat = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", " ".join(text.split()))
+    flat = " ".join(text.split())
+    if not flat.isprintable():
+        flat = "".join(char if char.isprintable() else _escape(char) for char in flat)
     if len(flat) > limit:
         half = limit // 2
         flat = f"{flat[:half]}…{flat[-half:]}"
     return flat
+
+
+def _escape(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"
 
 
 def short_repr(value: object, *, limit: int = 60) -> str:

@@ -100,8 +100,8 @@ def decode(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "bfloat16":
         return (np.ascontiguousarray(bits).astype(np.uint32) << 16).view(np.float32)
     if dtype.startswith("float8"):
-        values: NDArray[Any] = _float8_values(dtype)[bits]
-        return values
+        # Indexing with an array of no dimensions would give a number, not an array.
+        return np.asarray(_float8_values(dtype)[bits])
     native = bits.astype(bits.dtype.newbyteorder("="), copy=False)
     return native.copy(order="C")
 

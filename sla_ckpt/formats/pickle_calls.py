@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from sla_ckpt.formats.dtypes import STORED_AS, item_size
 from sla_ckpt.formats.payload import TensorSpec
-from sla_ckpt.formats.pickle_values import GlobalName, StorageRef
+from sla_ckpt.formats.pickle_values import GlobalName, StorageRef, TorchName
 
 if TYPE_CHECKING:
     from sla_ckpt.formats.pickle_machine import Machine
 
 _MAX_DIMENSIONS = 64  # torch's own limit
 _INT64 = 1 << 63
+_DEVICES = ("cpu", "cuda", "hip", "hpu", "meta", "mps", "mtia", "xla", "xpu")
+_NUMBERED = re.compile(r"([a-z]+):(0|[1-9]\d?)")
 
 
 def kind_of(value: object) -> str:
@@ -35,10 +38,7 @@ def reduce(machine: Machine, function: str, arguments: tuple[Any, ...]) -> objec
     if function == "torch._utils._rebuild_tensor_v3" and len(arguments) in (7, 8):
         return _tensor(machine, arguments[:6], arguments[6], arguments[7:])
     if function.startswith("torch._utils._rebuild_parameter") and len(arguments) in (3, 4):
-        if not isinstance(arguments[0], TensorSpec) or (len(arguments) == 4 and arguments[3]):
-            machine.fault("a Parameter is not made of a plain tensor")
-        machine.note("tensors saved as nn.Parameter")
-        return arguments[0]
+        return _parameter(machine, *arguments)
     if function == "collections.OrderedDict" and not arguments:
         return OrderedDict()
     if function == "torch.Size" and len(arguments) == 1:
@@ -50,16 +50,34 @@ def reduce(machine: Machine, function: str, arguments: tuple[Any, ...]) -> objec
     raise machine.error(f"{function} is called with arguments it does not take")
 
 
-def _device(machine: Machine, arguments: tuple[Any, ...]) -> str:
+def _parameter(
+    machine: Machine, tensor: object, requires_grad: object, hooks: object, state: object = None
+) -> TensorSpec:
+    if not isinstance(tensor, TensorSpec) or type(requires_grad) is not bool or hooks or state:
+        machine.fault("a Parameter is not made of a plain tensor")
+    if requires_grad and not _is_differentiable(tensor.dtype):
+        machine.fault(f"a Parameter of {tensor.dtype} requires a gradient")
+    machine.note("tensors saved as nn.Parameter")
+    return tensor
+
+
+def _is_differentiable(dtype: str) -> bool:
+    return dtype.startswith(("float", "bfloat", "complex"))
+
+
+def _device(machine: Machine, arguments: tuple[Any, ...]) -> TorchName:
     kind, *index = arguments
-    if not isinstance(kind, str) or len(kind) > 32 or any(type(part) is not int for part in index):
+    # A kind with its number in one string is legal too.
+    if isinstance(kind, str) and not index and (split := _NUMBERED.fullmatch(kind)):
+        kind, index = split[1], [int(split[2])]
+    if kind not in _DEVICES or any(type(part) is not int or not 0 <= part < 128 for part in index):
         machine.fault("a device is malformed")
-    return ":".join([kind, *map(str, index)])
+    return TorchName(":".join([kind, *map(str, index)]))
 
 
 def _encoded(machine: Machine, text: object, encoding: object) -> bytes:
     """How protocol 2 writes bytes: a latin-1 string to be encoded."""
-    if not isinstance(text, str) or encoding != "latin1":
+    if type(text) is not str or encoding != "latin1":
         machine.fault("bytes are malformed")
     # The same memoised text could be encoded any number of times.
     machine.encoded += len(text)
@@ -76,7 +94,7 @@ def _tensor(
 ) -> TensorSpec:
     """``_rebuild_tensor_v2`` (typed storage) and ``_v3`` (untyped storage and a dtype)."""
     storage, offset, size, stride, requires_grad, hooks = arguments
-    if not isinstance(storage, StorageRef) or type(offset) is not int or offset < 0:
+    if not isinstance(storage, StorageRef) or type(offset) is not int or not 0 <= offset < _INT64:
         machine.fault("a tensor has no storage or a bad offset")
     shape, strides = _sizes(machine, size), _sizes(machine, stride)
     if len(shape) != len(strides) or type(requires_grad) is not bool or hooks:
@@ -85,7 +103,8 @@ def _tensor(
         # e.g. {"neg": True}: the values mean something else than the bytes say.
         machine.fault("a tensor carries metadata that changes its meaning")
     element = _element(machine, storage, dtype)
-    if requires_grad and not element.startswith(("float", "bfloat", "complex")):
+    # torch sets the storage of a _v3 in place, which it refuses where a gradient is wanted.
+    if requires_grad and (dtype is not None or not _is_differentiable(element)):
         machine.fault(f"a tensor of {element} requires a gradient")
     tensor = TensorSpec(element, shape, strides, offset, storage.key)
     _check_window(machine, tensor, storage)
@@ -95,7 +114,7 @@ def _tensor(
 def _element(machine: Machine, storage: StorageRef, dtype: object) -> str:
     if dtype is None and storage.dtype is not None:
         return storage.dtype
-    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
+    name = dtype.removeprefix("torch.") if isinstance(dtype, TorchName) else ""
     if name not in STORED_AS or storage.dtype is not None:
         machine.fault("a tensor's dtype is malformed")
     return name

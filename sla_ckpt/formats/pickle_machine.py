@@ -19,7 +19,7 @@ from sla_ckpt.errors import FormatError, UnsafePickleError
 from sla_ckpt.formats.dtypes import STORAGE_CLASSES, STORED_AS
 from sla_ckpt.formats.pickle_calls import kind_of, reduce
 from sla_ckpt.formats.pickle_globals import find_globals
-from sla_ckpt.formats.pickle_values import ALLOWED, GlobalName, StorageRef
+from sla_ckpt.formats.pickle_values import ALLOWED, GlobalName, StorageRef, TorchName
 
 _INT64 = 1 << 63
 
@@ -193,7 +193,7 @@ class Machine:
 
     def hashable(self, key: object) -> Any:
         """Only flat keys: hashing nested shared tuples takes exponential time."""
-        if isinstance(key, str | int | float | bytes | None):
+        if key is None or type(key) in (str, int, float, bool, bytes):
             return key
         if type(key) is tuple and len(key) <= 16 and not any(type(part) is tuple for part in key):
             return tuple(self.hashable(part) for part in key)
@@ -223,7 +223,8 @@ class Machine:
         if full not in ALLOWED:
             raise _unsafe(self.name, full)
         # A dtype is a value, not something to call.
-        self.push(full if full.removeprefix("torch.") in STORED_AS else GlobalName(full))
+        is_dtype = full.removeprefix("torch.") in STORED_AS
+        self.push(TorchName(full) if is_dtype else GlobalName(full))
 
     def persistent_id(self) -> None:
         value = self.pop()
@@ -232,9 +233,9 @@ class Machine:
         _, storage_class, key, location, count = value
         if not isinstance(storage_class, GlobalName) or "Storage" not in storage_class.name:
             self.fault(f"a storage has class {kind_of(storage_class)}")
-        if not isinstance(key, str) or not key.isascii() or not 0 < len(key) <= 64:
+        if type(key) is not str or not key.isascii() or not 0 < len(key) <= 64:
             self.fault("a storage's key is not a short string")
-        if not isinstance(location, str) or type(count) is not int or not 0 <= count < _INT64:
+        if type(location) is not str or type(count) is not int or not 0 <= count < _INT64:
             self.fault(f"storage {key!r} has no valid location and length")
         dtype = STORAGE_CLASSES.get(storage_class.name.removeprefix("torch."))
         storage = StorageRef(key, dtype, count)

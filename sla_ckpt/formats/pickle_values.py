@@ -36,6 +36,12 @@ class StorageRef:
     count: int
 
 
+class TorchName(str):
+    """A dtype or device, as torch prints it; unlike text it can be no dict key and no name."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class GlobalName:
     """A global the pickle names; inert."""

@@ -34,7 +34,8 @@ _STATE_PICKLE = 4 << 20
 _SMALL_ENTRY = 256
 _TORCH_VERSIONS = range(1, 11)
 _VERSIONS = (".data/version", "version")
-_CONSTANTS = ("byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
+_NUMBERS = (".format_version", ".storage_alignment")
+_CONSTANTS = ("byteorder", ".data/serialization_id", *_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,10 @@ def _prefix(index: ZipIndex) -> str:
             f"{pickles[0]!r} is not where torch looks for it, in {prefix!r}",
             "ambiguous-zip",
         )
+    # torch refuses the whole archive when one entry lies elsewhere.
+    stray = next((name for name in index.entries if not name.startswith(f"{prefix}/")), None)
+    if stray is not None:
+        raise _fault(source, f"entry {stray!r} lies outside the folder {prefix!r}", "ambiguous-zip")
     if f"{prefix}/constants.pkl" in index.entries:
         raise _fault(
             source,
@@ -192,7 +197,11 @@ def _check_constants(index: ZipIndex, prefix: str) -> None:
     for version in versions:
         if not version.isdigit() or len(version) > 4 or int(version) not in _TORCH_VERSIONS:
             raise _fault(source, f"archive version {version[:16]!r} is not known", "zip")
-    if not all(value.strip().isalnum() for value in constants.values()):
+    # torch takes these for integers.
+    numbers = [constants[name] for name in _NUMBERS if name in constants]
+    if not all(value.isdigit() and len(value) < 10 for value in numbers) or not all(
+        value.strip().isalnum() for value in constants.values()
+    ):
         raise _fault(source, "the archive has a malformed entry beside its pickle", "zip")
 
 

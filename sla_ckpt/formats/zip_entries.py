@@ -28,6 +28,8 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _END_SEARCH = _FULL16 + _END.size
 _MAX_DIRECTORY = 64 << 20
 _MAX_ENTRIES = 500_000
+#: miniz cuts longer names off.
+_MAX_NAME = 511
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ def _decode_name(source: Bytes, raw: bytes) -> str:
     except UnicodeDecodeError:
         raise fault(source, f"entry name {raw[:80]!r} is not UTF-8", "zip") from None
     parts = name.split("/")
+    if len(raw) > _MAX_NAME:
+        raise fault(source, f"entry name {name[:40]!r}… has {len(raw):,} bytes", "zip")
     if not name or not name.isprintable() or "\\" in name or name[0] == "/" or ".." in parts:
         raise fault(source, f"entry name {name[:80]!r} is not a plain relative path", "zip")
     return name

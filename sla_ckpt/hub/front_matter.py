@@ -40,13 +40,20 @@ def add_tags(text: str, tags: tuple[str, ...]) -> str:
     if not missing:
         return text
     changed = _insert_tags(block, missing, newline)
-    if changed is None or parse_metadata(changed) != {**before, "tags": [*present, *missing]}:
+    if changed is None or not _reads_as(changed, {**before, "tags": [*present, *missing]}):
         raise FormatError(
             "README.md: its metadata has tags in a form that cannot be extended",
             hint=f"add the tags {', '.join(tags)} yourself, as a YAML list",
             path="README.md",
         )
     return text[: match.start(1)] + changed + text[match.end(1) :]
+
+
+def _reads_as(block: str, wanted: Mapping[str, object]) -> bool:
+    try:
+        return repr(parse_metadata(block)) == repr(wanted)  # .nan equals itself in this way
+    except FormatError:
+        return False
 
 
 def _insert_tags(block: str, missing: list[str], newline: str) -> str | None:
@@ -105,24 +112,58 @@ def parse_metadata(block: str) -> Mapping[str, object]:
     import yaml
 
     try:
-        value = yaml.safe_load(block)
+        loader = yaml.SafeLoader(block)
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        _check_unfolded(node)
+        value = loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 2}" if mark is not None else ""
-        raise FormatError(
-            f"README.md: its metadata is not YAML{where}",
-            hint="correct the block between the two --- lines",
-            path="README.md",
-        ) from error
-    if value is None:
-        return {}
+        raise _fault(f"is not YAML{where}") from error
+    except _VALUE_ERRORS as error:
+        raise _fault("has a value that its tag does not allow") from error
     if not isinstance(value, dict):
-        raise FormatError(
-            "README.md: its metadata is not a YAML mapping",
-            hint="correct the block between the two --- lines",
-            path="README.md",
-        )
+        raise _fault("is not a YAML mapping")
     return value
+
+
+#: What PyYAML lets through when a value does not suit its tag (``!!int x``, ``2026-13-45``).
+_VALUE_ERRORS = (ValueError, KeyError, IndexError, AttributeError, TypeError, OverflowError)
+#: Characters of a front matter whose aliases are written out.
+_MAX_UNFOLDED = 4_000_000
+
+
+def _check_unfolded(root: Any) -> None:
+    """Refuse aliases that unfold to more than any card holds, or that contain themselves."""
+    sizes: dict[int, int] = {}
+    opened: set[int] = set()
+
+    def size(node: Any) -> int:
+        identity = id(node)
+        if identity in opened:
+            raise _fault("contains itself")
+        if identity not in sizes:
+            opened.add(identity)
+            parts = node.value if isinstance(node.value, list) else []
+            flat = [
+                each for part in parts for each in (part if isinstance(part, tuple) else (part,))
+            ]
+            sizes[identity] = 1 + sum(map(size, flat)) + (0 if flat else len(node.value))
+            opened.remove(identity)
+        return sizes[identity]
+
+    if size(root) > _MAX_UNFOLDED:
+        raise _fault("repeats itself through aliases beyond all measure")
+
+
+def _fault(message: str) -> FormatError:
+    return FormatError(
+        f"README.md: its metadata {message}",
+        hint="correct the block between the two --- lines",
+        path="README.md",
+    )
 
 
 def metadata_of(text: str) -> Mapping[str, object]:
