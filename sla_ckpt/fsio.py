@@ -8,11 +8,14 @@ fsynced after that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +27,7 @@ except ImportError:  # Windows has no flock; msvcrt is used instead
     fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = ".sla_ckpt.lock"
+_PREFIX, _SUFFIX = ".sla_ckpt-", ".tmp"
 
 
 def fsync_directory(directory: Path) -> None:
@@ -35,6 +39,71 @@ def fsync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@dataclass
+class StagedFile:
+    """A whole new file beside the one that it will replace.
+
+    Attributes:
+        target: What it will replace.
+        temporary: Where it is until then.
+        placed: Whether it has.
+    """
+
+    target: Path
+    temporary: Path
+    placed: bool = False
+
+    def place(self) -> None:
+        """Replace the target in one step, durably."""
+        self.temporary.replace(self.target)
+        self.placed = True
+        fsync_directory(self.target.parent)
+
+
+@contextlib.contextmanager
+def staged_file(path: Path, data: bytes | Callable[[BinaryIO], None]) -> Iterator[StagedFile]:
+    """Write a new file beside ``path``; it disappears again unless it is placed in the block.
+
+    For several files that belong together: what can fail, a full disk above all, fails before the
+    first of them is replaced.
+
+    Args:
+        path: Target file. Its directory must exist.
+        data: The bytes, or a function that writes them to an open binary file.
+
+    Raises:
+        WriteError: Also for an OSError in the block. A target that was not placed is unchanged.
+    """
+    path = Path(path)
+    staged: StagedFile | None = None
+    try:
+        mode = _mode_of(path)
+        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent)
+        staged = StagedFile(path, Path(name))
+        with os.fdopen(descriptor, "wb") as handle:
+            _try_lock(descriptor)  # says that this is no leftover
+            if callable(data):
+                data(handle)
+            else:
+                handle.write(data)
+            handle.flush()
+            staged.temporary.chmod(mode)
+            os.fsync(handle.fileno())
+            if os.name == "nt":
+                handle.close()  # an open file cannot be renamed there
+            yield staged
+    except OSError as error:
+        raise WriteError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="check free space and permissions; the old file is untouched",
+            path=str(path),
+        ) from error
+    finally:
+        if staged is not None and not staged.placed:
+            with contextlib.suppress(OSError):
+                staged.temporary.unlink()
 
 
 def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None]) -> None:
@@ -51,33 +120,8 @@ def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None]) -> None:
         WriteError: The directory is missing or read-only, the disk is full, … ``path`` is then
             unchanged.
     """
-    path = Path(path)
-    temporary: Path | None = None
-    try:
-        mode = _mode_of(path)
-        descriptor, name = tempfile.mkstemp(prefix=".sla_ckpt-", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as handle:
-            if callable(data):
-                data(handle)
-            else:
-                handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.chmod(mode)
-        temporary.replace(path)
-        temporary = None
-        fsync_directory(path.parent)
-    except OSError as error:
-        raise WriteError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="check free space and permissions; the old file is untouched",
-            path=str(path),
-        ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+    with staged_file(path, data) as staged:
+        staged.place()
 
 
 def _mode_of(path: Path) -> int:
@@ -121,7 +165,8 @@ def backup(path: Path) -> Path | None:
 def directory_lock(directory: Path, *, timeout: float = 0.0) -> Iterator[None]:
     """Hold the writer's lock of a checkpoint directory.
 
-    An advisory lock on ``.sla_ckpt.lock``, released by the system when the process dies.
+    An advisory lock on ``.sla_ckpt.lock``, released by the system when the process dies. What
+    killed writers left half-written is removed.
 
     Raises:
         LockedError: Another process holds it and did not let go within ``timeout`` seconds.
@@ -138,6 +183,7 @@ def directory_lock(directory: Path, *, timeout: float = 0.0) -> Iterator[None]:
             )
         time.sleep(0.05)
     try:
+        _remove_leftovers(directory)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -147,25 +193,36 @@ def directory_lock(directory: Path, *, timeout: float = 0.0) -> Iterator[None]:
 
 def _acquire(lock_path: Path) -> int | None:
     """Open and lock the file; None while somebody else holds it."""
-    try:
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise WriteError(
-            f"cannot lock {lock_path.parent}: {error.strerror or error}",
-            hint="check that the directory exists and is writable",
-            path=str(lock_path.parent),
-        ) from error
-    if _try_lock(descriptor):
+    while True:
+        try:
+            # A link would have the lock file made wherever it leads.
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            descriptor = os.open(lock_path, flags, 0o666)
+        except OSError as error:
+            raise WriteError(
+                f"cannot lock {lock_path.parent}: {error.strerror or error}",
+                hint="check that the directory exists and is writable",
+                path=str(lock_path.parent),
+            ) from error
+        if _try_lock(descriptor) is _Lock.HELD:
+            os.close(descriptor)
+            return None
         # The last holder may have unlinked the file between our open and our lock; a lock on
         # that orphan would exclude nobody.
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), lock_path.stat()):
                 return descriptor
-    os.close(descriptor)
-    return None
+        os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+class _Lock(Enum):
+    OURS = 1
+    HELD = 2
+    #: Some network file systems have no locks; then each write is still atomic by itself.
+    UNSUPPORTED = 3
+
+
+def _try_lock(descriptor: int) -> _Lock:
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,6 +230,20 @@ def _try_lock(descriptor: int) -> bool:
             import msvcrt
 
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        held = error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+        return _Lock.HELD if held else _Lock.UNSUPPORTED
+    return _Lock.OURS
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove temporary files of writers that were killed; a living writer's is locked."""
+    for leftover in directory.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                is_dead = _try_lock(descriptor) is _Lock.OURS
+            finally:
+                os.close(descriptor)
+            if is_dead:
+                leftover.unlink()

@@ -28,6 +28,11 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 MANIFEST_FILE = "checkpoint_manifest.json"
 GUARD_FILE = ".guard"
 TRAINING_STATE_FILE = "training_state.json"
+#: Working folders of ours, and the files there that say that originals are being replaced.
+MIGRATION_STAGING = ".sla_ckpt-migrate"
+MIGRATION_JOURNAL = "journal.json"
+PULL_STAGING = ".sla_ckpt_pull"
+PULL_MARKER = "placing"
 _TRAINER_FILES = ("optimizer.bin", "scheduler.bin", TRAINING_STATE_FILE, "random_states_0.pkl")
 
 

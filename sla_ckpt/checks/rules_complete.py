@@ -10,6 +10,10 @@ from sla_ckpt.checkpoint.layout import (
     DENOISER_FOLDERS,
     GUARD_FILE,
     MANIFEST_FILE,
+    MIGRATION_JOURNAL,
+    MIGRATION_STAGING,
+    PULL_MARKER,
+    PULL_STAGING,
     TRAINING_STATE_FILE,
     CheckpointKind,
 )
@@ -44,6 +48,7 @@ def incomplete(context: Context) -> Iterator[Fault]:
             f"{folder} is the temporary folder of a save that never finished",
             help=last_good(context),
         )
+    yield from _interrupted(context)
     yield from _leftovers(context)
     yield from _unopenable(context)
     yield from _pipeline(context)
@@ -62,6 +67,24 @@ def incomplete(context: Context) -> Iterator[Fault]:
             help="copy it from the training folder: loaders need it to rebuild the adapter",
             level="warning",
         )
+
+
+def _interrupted(context: Context) -> Iterator[Fault]:
+    """A command of ours that was killed while it replaced files: old and new may be mixed."""
+    for path, what, way_out in (
+        (
+            f"{MIGRATION_STAGING}/{MIGRATION_JOURNAL}",
+            "a migration or repair",
+            f"finish it: sla-ckpt verify --fix {context.source.label}",
+        ),
+        (f"{PULL_STAGING}/{PULL_MARKER}", "a pull", "run the same sla-ckpt pull again"),
+    ):
+        if path in context.source.files() and not context.source.is_remote:
+            yield Fault(
+                f"{what} was interrupted while it replaced files: old and new may be mixed",
+                path=path,
+                help=way_out,
+            )
 
 
 def _leftovers(context: Context) -> Iterator[Fault]:

@@ -7,14 +7,15 @@ Tensors under ``<head_dim>:<dtype>/proj_l.weight`` and ``…/proj_l.bias``; meta
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from sla_ckpt.errors import StructureError, WriteError
+from sla_ckpt.errors import SlaCkptError, StructureError, WriteError
 from sla_ckpt.formats.dtypes import SAFETENSORS, STORED_AS, decode, encode
 from sla_ckpt.formats.payload import StoredTensor
 from sla_ckpt.formats.reading import Bytes, opened
@@ -26,7 +27,7 @@ from sla_ckpt.formats.safetensors_header import (
 )
 from sla_ckpt.formats.simpletuner import read_state
 from sla_ckpt.formats.simpletuner_writer import encode_state
-from sla_ckpt.fsio import atomic_write
+from sla_ckpt.fsio import StagedFile, staged_file
 from sla_ckpt.state import (
     BIAS,
     STATE_FILE,
@@ -246,10 +247,9 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def write_state(directory: str | Path, state: SLAState, *, twin: bool = True) -> None:
-    """Write ``sla_attention.pt`` and its twin into a checkpoint, each atomically.
+    """Write ``sla_attention.pt`` and its twin into a checkpoint.
 
-    The ``.pt`` is replaced first, then the twin: a crash in between leaves a twin whose recorded
-    hash is not the ``.pt``'s, which readers can tell. Both are read back and compared.
+    Both are written beside their places and read back first; see :func:`staged_state`.
 
     Args:
         directory: The checkpoint; must exist.
@@ -258,32 +258,53 @@ def write_state(directory: str | Path, state: SLAState, *, twin: bool = True) ->
             describe another state.
 
     Raises:
-        WriteError: Nothing could be written, or what was read back differs.
+        WriteError: Something could not be written, or what was read back differs; both files are
+            then as they were.
+    """
+    with staged_state(Path(directory), state, twin=twin) as place:
+        place()
+
+
+@contextlib.contextmanager
+def staged_state(
+    directory: Path, state: SLAState, *, twin: bool = True
+) -> Iterator[Callable[[], None]]:
+    """Write both files beside their places and compare what reads back; yields what places them.
+
+    Placing removes the old twin, replaces the state, then brings the new twin: at every moment the
+    state is the old or the new one, and a twin that is there belongs to it.
+
+    Raises:
+        WriteError: As :func:`write_state`.
     """
     import hashlib
 
-    directory = Path(directory)
     data = encode_state(state)
-    _write_and_compare(directory / STATE_FILE, data, state)
     twin_path = directory / TWIN_FILE
-    if twin:
-        twin_data = encode_twin(state, pt_sha256=hashlib.sha256(data).hexdigest())
-        _write_and_compare(twin_path, twin_data, state)
-    else:
-        try:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(staged_file(directory / STATE_FILE, data))]
+        _compare(files[0], read_state, state)
+        if twin:
+            twin_data = encode_twin(state, pt_sha256=hashlib.sha256(data).hexdigest())
+            files.append(stack.enter_context(staged_file(twin_path, twin_data)))
+            _compare(files[1], read_twin, state)
+
+        def place() -> None:
             twin_path.unlink(missing_ok=True)
-        except OSError as error:
-            raise WriteError(
-                f"cannot remove {twin_path}: {error.strerror}", path=str(twin_path)
-            ) from error
+            for file in files:
+                file.place()
+
+        yield place
 
 
-def _write_and_compare(path: Path, data: bytes, state: SLAState) -> None:
-    atomic_write(path, data)
-    back = read_twin(path) if path.name == TWIN_FILE else read_state(path)
-    if not back.equals(state):
+def _compare(file: StagedFile, read: Callable[[Path], SLAState], state: SLAState) -> None:
+    try:
+        same = read(file.temporary).equals(state)
+    except SlaCkptError:
+        same = False
+    if not same:
         raise WriteError(
-            f"{path} was written but reads back differently",
-            hint="check the disk; the state in memory was not stored",
-            path=str(path),
+            f"{file.target} reads back differently from what was written",
+            hint="check the disk; the old file is untouched",
+            path=str(file.target),
         )

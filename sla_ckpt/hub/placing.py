@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sla_ckpt.checkpoint.layout import GUARD_FILE
+from sla_ckpt.checkpoint.layout import GUARD_FILE, PULL_MARKER, PULL_STAGING
 from sla_ckpt.errors import HubError, WriteError
-from sla_ckpt.fsio import fsync_directory
+from sla_ckpt.fsio import atomic_write, fsync_directory
 from sla_ckpt.hub.files import Role, case_collisions, role_of
 from sla_ckpt.hub.hashes import HashCache
 from sla_ckpt.hub.plan import same_content
@@ -17,7 +18,7 @@ from sla_ckpt.hub.remote import HubSource
 from sla_ckpt.hub.repo import RepoRef
 from sla_ckpt.text import count, join_some
 
-STAGING = ".sla_ckpt_pull"
+STAGING = PULL_STAGING
 #: Bytes; every common file system's limit.
 MAX_NAME = 255
 #: Left free beside what arrives: the temporary files of the download itself are in the sum.
@@ -100,8 +101,15 @@ def _refuse_linked_folder(target: Path, folder: Path) -> None:
 
 def make_directory(target: Path) -> None:
     """Make the target with its staging folder."""
+    staging = target / STAGING
     try:
-        (target / STAGING).mkdir(parents=True, exist_ok=True)
+        if staging.is_symlink():
+            raise WriteError(
+                f"{staging} is a link; writing through it could damage what it points to",
+                hint="remove the link or choose another folder",
+                path=str(staging),
+            )
+        staging.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(
             f"cannot make {target}: {error.strerror or error}",
@@ -127,18 +135,38 @@ def _order(path: str) -> tuple[bool, bool]:
 
 
 def place(target: Path, parts: Mapping[str, Path]) -> None:
-    """Move everything to its place, each file in one step."""
+    """Move everything to its place, each file in one step.
+
+    While that lasts, a marker says that old and new files may be mixed: after a crash verify
+    reports it until a pull has come to its end.
+    """
     ordered = sorted(parts, key=_order)
+    atomic_write(target / STAGING / PULL_MARKER, "\n".join(ordered).encode())
     try:
         for path in ordered:
             destination = target / path
             destination.parent.mkdir(parents=True, exist_ok=True)
             parts[path].replace(destination)
-        for folder in {(target / path).parent for path in ordered}:
+        for folder in sorted({f for path in ordered for f in _folders(target, target / path)}):
             fsync_directory(folder)
+        with contextlib.suppress(PermissionError):  # enough to pass through, not to open
+            fsync_directory(target.absolute().parent)
     except OSError as error:
         raise WriteError(
             f"cannot write to {target}: {error.strerror or error}",
             hint="run the command again; what was fetched is kept",
             path=str(target),
         ) from error
+
+
+def _folders(target: Path, file: Path) -> list[Path]:
+    """The folders up to the target whose entries a new file may have changed."""
+    return [folder for folder in file.parents if folder.is_relative_to(target)]
+
+
+def remove_staging(target: Path) -> None:
+    """End a pull: the marker first, so that it never outlives what it speaks of."""
+    with contextlib.suppress(OSError):
+        (target / STAGING / PULL_MARKER).unlink(missing_ok=True)
+        fsync_directory(target / STAGING)
+    shutil.rmtree(target / STAGING, ignore_errors=True)

@@ -2,13 +2,13 @@
 
 Files arrive in a staging folder inside the target and move to their places when all are complete
 and their hashes are right, the state first: an interrupted pull leaves the target as it was, and
-the next one goes on where it stopped.
+the next one goes on where it stopped. A pull that is killed while it moves the files leaves a mark
+that verify reports (SLA301) until the next one has finished.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from sla_ckpt.hub.placing import (
     compare_local,
     make_directory,
     place,
+    remove_staging,
 )
 from sla_ckpt.hub.remote import HubSource, open_at
 from sla_ckpt.hub.repo import RepoRef, parse_repo
@@ -177,7 +178,7 @@ def pull(
                     backup(target / path)
             place(target, parts)
         _write_state_of_lone_twin(target, note)
-        shutil.rmtree(target / STAGING, ignore_errors=True)
+        remove_staging(target)
     note(f"verifying {target}")
     purpose: Literal["inference", "resume"] | None = (
         "inference" if options.purpose == "inference" else None

@@ -7,7 +7,8 @@
 4. The folder is removed.
 
 A process killed after 2 leaves the journal; the next run finishes the replacement from it before
-it does anything else. An error in 3 (a full disk, …) puts the originals back.
+it does anything else, unless somebody has written one of the files since: those stay. An error in
+3 (a full disk, Ctrl-C, …) puts the originals back.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from sla_ckpt.errors import SlaCkptError, WriteError
+from sla_ckpt.checkpoint.layout import MIGRATION_JOURNAL, MIGRATION_STAGING
+from sla_ckpt.errors import WriteError
 from sla_ckpt.fsio import atomic_write, directory_lock, fsync_directory
 from sla_ckpt.migrate.plan import FileChange, Plan, fingerprint
 
-STAGING = ".sla_ckpt-migrate"
-_JOURNAL = "journal.json"
+STAGING = MIGRATION_STAGING
+_JOURNAL = MIGRATION_JOURNAL
 _JOURNAL_LIMIT = 1 << 20
 
 
@@ -48,6 +51,7 @@ class _Move:
     staged: Path
     target: Path
     backup: Path | None
+    seen: tuple[int, int] | None
 
 
 def apply_plan(plan: Plan) -> Applied:
@@ -75,7 +79,12 @@ def apply_plan(plan: Plan) -> Applied:
         except BaseException:
             _remove(staging)
             raise
-        _carry_out(moves)
+        try:
+            _carry_out(moves)
+        except BaseException:
+            _put_back(moves)
+            _remove(staging)
+            raise
         _remove(staging)
     backups = tuple(move.backup for move in moves if move.backup is not None)
     return Applied(tuple(move.target for move in moves), backups)
@@ -101,13 +110,30 @@ def recover(root: Path) -> tuple[Path, ...]:
         WriteError: It cannot be finished.
     """
     staging = root / STAGING
+    if staging.is_symlink():
+        raise WriteError(
+            f"{staging} is a link; working through it could damage what it points to",
+            hint="remove the link, then run the command again",
+            path=str(staging),
+        )
     if not staging.is_dir():
         return ()
-    moves = _read_journal(staging, root)
-    waiting = [move for move in moves if move.staged.exists()]
+    waiting = [move for move in _read_journal(staging, root) if move.staged.exists()]
+    if any(fingerprint(move.target) != move.seen for move in waiting):
+        _forget_backups(waiting)
+        waiting = []
+    # An error leaves the journal: the next run tries again.
     _carry_out(waiting)
     _remove(staging)
     return tuple(move.target for move in waiting)
+
+
+def _forget_backups(moves: Sequence[_Move]) -> None:
+    """Remove backups that are still second names of the files themselves."""
+    for move in moves:
+        with contextlib.suppress(OSError):
+            if move.backup is not None and move.backup.samefile(move.target):
+                move.backup.unlink()
 
 
 def _stage(staging: Path, root: Path, changes: Sequence[FileChange]) -> list[_Move]:
@@ -127,7 +153,7 @@ def _stage(staging: Path, root: Path, changes: Sequence[FileChange]) -> list[_Mo
             with staged.open("rb") as handle:
                 os.fsync(handle.fileno())
             fsync_directory(staged.parent)
-            moves.append(_Move(staged, target, _backup_name(target, stamp)))
+            moves.append(_Move(staged, target, _backup_name(target, stamp), change.seen))
         fsync_directory(staging)
         fsync_directory(root)
     except OSError as error:
@@ -160,6 +186,7 @@ def _write_journal(staging: Path, moves: Sequence[_Move]) -> None:
             "staged": f"{move.staged.parent.name}/{move.staged.name}",
             "target": str(move.target.relative_to(staging.parent)),
             "backup": move.backup.name if move.backup else None,
+            "seen": move.seen,
         }
         for move in moves
     ]
@@ -180,10 +207,11 @@ def _read_journal(staging: Path, root: Path) -> list[_Move]:
             if not (_is_inside(entry["target"]) and _is_inside(entry["staged"])):
                 return []
             backup = target.with_name(Path(entry["backup"]).name) if entry["backup"] else None
-            moves.append(_Move(staged, target, backup))
+            seen = None if entry["seen"] is None else (entry["seen"][0], entry["seen"][1])
+            moves.append(_Move(staged, target, backup, seen))
     except OSError as error:
         raise _failed(root, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return []
     return moves
 
@@ -194,16 +222,13 @@ def _is_inside(relative: str) -> bool:
 
 
 def _carry_out(moves: Sequence[_Move]) -> None:
-    done: list[_Move] = []
     try:
         for move in moves:
             if move.backup is not None and not os.path.lexists(move.backup):
                 _copy(move.target, move.backup)
-            done.append(move)
             move.staged.replace(move.target)
             fsync_directory(move.target.parent)
     except OSError as error:
-        _put_back(done)
         raise _failed(moves[0].target.parent, error) from error
 
 
@@ -213,17 +238,18 @@ def _copy(target: Path, backup: Path) -> None:
         with contextlib.suppress(OSError):
             os.link(target, backup)
             return
-    temporary = backup.with_name(backup.name + ".tmp")
-    shutil.copyfile(target, temporary)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(backup)
+
+    def copy(handle: BinaryIO) -> None:
+        with target.open("rb") as source:
+            shutil.copyfileobj(source, handle)
+
+    atomic_write(backup, copy)
 
 
-def _put_back(done: Sequence[_Move]) -> None:
+def _put_back(moves: Sequence[_Move]) -> None:
     """Undo replacements: the originals return, what was new disappears."""
-    for move in reversed(done):
-        with contextlib.suppress(OSError, SlaCkptError):
+    for move in reversed(moves):
+        with contextlib.suppress(OSError):
             if move.staged.exists():
                 if move.backup is not None:
                     move.backup.unlink(missing_ok=True)
@@ -231,8 +257,6 @@ def _put_back(done: Sequence[_Move]) -> None:
                 move.backup.replace(move.target)
             else:
                 move.target.unlink(missing_ok=True)
-    if done:
-        _remove(done[0].staged.parent.parent)
 
 
 def _remove(staging: Path) -> None:

@@ -1,5 +1,5 @@
-"""Putting the new state into a checkpoint: backup, state, twin, manifest, in an order that leaves
-a valid checkpoint behind whenever it is cut short."""
+"""Putting the new state into a checkpoint: state, twin and manifest, with backups, in an order that
+leaves a valid checkpoint behind whenever it is cut short."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from sla_ckpt.checkpoint.layout import MANIFEST_FILE
 from sla_ckpt.checkpoint.manifest import add_to_manifest
 from sla_ckpt.errors import FormatError, WriteError
-from sla_ckpt.formats.twin import write_state
-from sla_ckpt.fsio import atomic_write, backup, directory_lock, fsync_directory
+from sla_ckpt.formats.twin import staged_state
+from sla_ckpt.fsio import backup, directory_lock, staged_file
 from sla_ckpt.state import STATE_FILE, TWIN_FILE, SLAState
 
 
@@ -33,8 +33,8 @@ class Written:
 def write_result(directory: Path, state: SLAState, *, keep_old: bool = True) -> Written:
     """Write the state and its twin into a checkpoint directory.
 
-    The old twin goes first, then the state is replaced in one step, then the new twin comes: at
-    every moment the state is the old or the new one, and a twin that is there belongs to it.
+    Everything is written beside its place first, so that a full disk changes nothing. At every
+    moment the state is the old or the new one, and a twin that is there belongs to it.
 
     Args:
         directory: The checkpoint.
@@ -42,18 +42,27 @@ def write_result(directory: Path, state: SLAState, *, keep_old: bool = True) -> 
         keep_old: Copy the old files to ``<name>.bak-<timestamp>`` first.
 
     Raises:
-        WriteError: Read-only, disk full, …; the state is then the old one.
+        WriteError: Read-only, disk full, …; the checkpoint is then as it was.
         LockedError: Another process is writing there.
     """
-    with directory_lock(directory):
+    with directory_lock(directory), contextlib.ExitStack() as stack:
+        place = stack.enter_context(staged_state(directory, state))
+        manifest = _new_manifest(directory / MANIFEST_FILE)
+        staged = manifest and stack.enter_context(staged_file(directory / MANIFEST_FILE, manifest))
         backups: list[Path] = []
-        if keep_old:
-            made = (backup(directory / name) for name in (STATE_FILE, TWIN_FILE))
-            backups = [path for path in made if path is not None]
-        _remove(directory / TWIN_FILE)
-        write_state(directory, state)
-        updated = _update_manifest(directory / MANIFEST_FILE)
-    return Written(directory / STATE_FILE, tuple(backups), updated)
+        try:
+            if keep_old:
+                for name in (STATE_FILE, TWIN_FILE):
+                    made = backup(directory / name)
+                    backups += [made] if made is not None else []
+        except WriteError:
+            for made in backups:
+                made.unlink(missing_ok=True)
+            raise
+        place()
+        if staged:
+            staged.place()
+    return Written(directory / STATE_FILE, tuple(backups), bool(staged))
 
 
 def check_writable(directory: Path) -> None:
@@ -67,25 +76,11 @@ def check_writable(directory: Path) -> None:
         pass
 
 
-def _remove(path: Path) -> None:
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-            fsync_directory(path.parent)
-    except OSError as error:
-        raise WriteError(
-            f"cannot replace {path}: {error.strerror or error}",
-            hint="check its permissions; the old state is untouched",
-            path=str(path),
-        ) from error
-
-
-def _update_manifest(path: Path) -> bool:
-    """Add the two files to SimpleTuner's manifest, which S3 resume downloads by."""
+def _new_manifest(path: Path) -> bytes | None:
+    """SimpleTuner's manifest, which S3 resume downloads by, with the two files; None if it has
+    them, is not there, or cannot be read (which verify reports)."""
     try:
         updated, added = add_to_manifest(path.read_bytes(), (STATE_FILE, TWIN_FILE))
     except (OSError, FormatError):
-        return False  # absent, or verify reports what is wrong with it
-    if added:
-        atomic_write(path, updated)
-    return bool(added)
+        return None
+    return updated if added else None

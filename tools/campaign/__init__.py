@@ -1,0 +1,1 @@
+"""The reliability campaign: kills, faults and soaks of real processes; see docs/reliability.md."""
