@@ -1,4 +1,4 @@
-"""A picture of a state: each projection and its singular values."""
+"""A picture of a state: each projection, its bias and its singular values."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 import numpy as np
 
 from sla_ckpt.checks.summary import PairSummary, StateSummary
-from sla_ckpt.errors import MissingExtraError, UsageError
-from sla_ckpt.fsio import atomic_write
+from sla_ckpt.errors import UsageError
+from sla_ckpt.pictures import BLUE, check_picture, new_figure, plain_axes, save_figure
+from sla_ckpt.text import count
 
 MAX_PAIRS = 8
+#: Inches of a drawn pair, and of one that is all zero.
+_TALL, _SHORT = 3.9, 1.0
 
 
 def plot_state(summary: StateSummary, path: Path) -> None:
     """Draw a state into a picture file.
 
     Each pair gets a row: the weight as a map (blue negative, red positive, one colour scale per
-    pair), the bias below it, and the singular values on a logarithmic axis.
+    pair), the bias as a strip beside it on the same scale, and the singular values on a
+    logarithmic axis. A pair that is all zero gets a line that says so.
 
     Args:
         summary: What to draw; at most eight pairs are drawn.
@@ -26,30 +30,27 @@ def plot_state(summary: StateSummary, path: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        UsageError: Nothing to draw, or a format that matplotlib does not write.
+        UsageError: Nothing to draw, or a format that is not drawn.
         WriteError: The file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("--plot", "plot", "matplotlib") from error
-    drawn = [p for p in summary.pairs if p.weight is not None and p.weight.ndim == 2][:MAX_PAIRS]
-    if not drawn:
+    check_picture(path)
+    drawable = [p for p in summary.pairs if p.weight is not None and p.weight.ndim == 2]
+    if not drawable:
         raise UsageError(f"{summary.path} holds no projection to draw")
-    figure = Figure(figsize=(9.5, 3.6 * len(drawn) + 0.6), layout="constrained")
-    figure.suptitle(_title(summary), fontsize=10)
-    axes = figure.subplots(len(drawn), 2, squeeze=False, width_ratios=(1, 1.15))
-    for row, pair in zip(axes, drawn, strict=True):
-        _draw_weight(figure, row[0], pair)
-        _draw_singular_values(row[1], pair)
-    suffix = path.suffix.lstrip(".").lower() or "png"
-    supported = figure.canvas.get_supported_filetypes()
-    if suffix not in supported:
-        raise UsageError(f"--plot cannot write .{suffix}", hint="use .png, .svg or .pdf")
-    atomic_write(path, lambda handle: figure.savefig(handle, format=suffix, dpi=130))
+    drawn = drawable[:MAX_PAIRS]
+    heights = [_TALL if pair.trained else _SHORT for pair in drawn]
+    figure = new_figure(10.5, sum(heights) + 0.5, _title(summary, len(drawable) - len(drawn)))
+    rows = figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for row, pair in zip(rows, drawn, strict=True):
+        if pair.trained:
+            _draw_pair(row, pair)
+        else:
+            text = f"{pair.name}: all zero, never trained"
+            row.text(0.012, 0.5, text, va="center", fontsize=10)
+    save_figure(figure, path)
 
 
-def _title(summary: StateSummary) -> str:
+def _title(summary: StateSummary, hidden: int) -> str:
     settings = summary.settings
     parts = [Path(summary.target).name or summary.target]
     if settings is not None:
@@ -57,41 +58,60 @@ def _title(summary: StateSummary) -> str:
             f"topk {settings.topk:g}, {settings.feature_map}, "
             f"blocks {settings.blkq}×{settings.blkk}"
         )
+    if hidden > 0:
+        parts.append(f"{count(hidden, 'more pair')} not drawn")
     return " · ".join(parts)
 
 
-def _draw_weight(figure: Any, axes: Any, pair: PairSummary) -> None:
+def _draw_pair(row: Any, pair: PairSummary) -> None:
+    weight, strip, spectrum = row.subplots(1, 3, width_ratios=(1, 0.06, 1.05))
+    limit, image = _draw_weight(weight, pair)
+    _draw_bias(strip, pair, limit)
+    row.colorbar(image, ax=[weight, strip], shrink=0.9, pad=0.02).ax.tick_params(labelsize=8)
+    _draw_singular_values(spectrum, pair)
+
+
+def _draw_weight(axes: Any, pair: PairSummary) -> tuple[float, Any]:
     assert pair.weight is not None
-    values = np.nan_to_num(pair.weight.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    values = _finite(pair.weight)
     # The 99.5th percentile keeps one outlier from washing out the rest.
-    limit = float(np.percentile(np.abs(values), 99.5)) or 1.0
+    limit = float(np.percentile(np.abs(values), 99.5)) or float(np.abs(values).max()) or 1.0
     image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    figure.colorbar(image, ax=axes, shrink=0.85).ax.tick_params(labelsize=7)
-    state = "trained" if pair.trained else "never trained"
-    axes.set_title(f"{pair.name} proj_l.weight, {state}", fontsize=9)
-    axes.set_xlabel("input channel", fontsize=8)
-    axes.set_ylabel("output channel", fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.set_title(f"{pair.name} weight", fontsize=10, loc="left")
+    axes.set_xlabel("input channel", fontsize=9)
+    axes.set_ylabel("output channel", fontsize=9)
+    axes.tick_params(labelsize=8)
+    return limit, image
+
+
+def _draw_bias(axes: Any, pair: PairSummary, limit: float) -> None:
+    axes.set_title("bias", fontsize=10)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if pair.bias is None or pair.bias.ndim != 1 or not pair.bias.size:
+        axes.text(0.5, 0.5, "none", ha="center", va="center", rotation=90, fontsize=8)
+        return
+    column = _finite(pair.bias)[:, None]
+    axes.imshow(
+        column, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+    )
+
+
+def _finite(values: Any) -> Any:
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _draw_singular_values(axes: Any, pair: PairSummary) -> None:
     positive = pair.singular_values[pair.singular_values > 0]
-    axes.set_title("singular values", fontsize=9)
-    axes.set_xlabel("index", fontsize=8)
-    axes.tick_params(labelsize=7)
     if not len(positive):
-        text = "all zero" if pair.finite else "NaN or Inf"
+        text = "too large for singular values" if pair.finite else "NaN or Inf"
         axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set_axis_off()
         return
-    axes.semilogy(np.arange(1, len(positive) + 1), positive, color="#1f5fa8", linewidth=1.6)
-    axes.grid(True, which="major", alpha=0.3)
-    axes.annotate(
-        f"rank {pair.rank} of {min(pair.weight_shape or (0,))}, norm {pair.norm:.3g}",
-        (0.97, 0.95),
-        xycoords="axes fraction",
-        ha="right",
-        va="top",
-        fontsize=8,
-    )
+    rank, size = pair.rank, min(pair.weight_shape or (0,))
+    title = f"singular values: rank {rank} of {size}, norm {pair.norm:.4g}"
+    plain_axes(axes, title, x="index")
+    axes.semilogy(np.arange(1, len(positive) + 1), positive, color=BLUE, linewidth=1.8)
+    # Below the numerical rank there is only rounding.
+    top = float(positive[0])
+    axes.set_ylim(max(float(positive[-1]) * 0.7, top * 1e-9), top * 1.6)

@@ -38,6 +38,7 @@ class PairSummary:
         stray: The model at hand does not materialise it.
         singular_values: Descending; empty when they were not computed.
         weight: The matrix itself, for plots.
+        bias: Likewise.
     """
 
     name: str
@@ -54,6 +55,7 @@ class PairSummary:
     stray: bool
     singular_values: NDArray[np.float64]
     weight: NDArray[Any] | None
+    bias: NDArray[Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -187,6 +189,7 @@ def _pair(entry: Entry, context: Context, spectrum: bool) -> PairSummary:
         stray=entry.key is not None and context.expectation.is_stray(entry.key),
         singular_values=singular,
         weight=weight,
+        bias=bias,
     )
 
 

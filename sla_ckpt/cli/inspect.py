@@ -42,6 +42,10 @@ def command(
     from sla_ckpt.checks.summary import summarise
     from sla_ckpt.checks.verify import open_target
 
+    if plot is not None:
+        from sla_ckpt.pictures import check_picture
+
+        check_picture(expand(plot))
     source, note = open_target(_options.at_revision(target, revision), token=token)
     options = VerifyOptions(config=_options.optional_path(config))
     summary = summarise(Context(source, options))

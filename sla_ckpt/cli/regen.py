@@ -138,9 +138,9 @@ def command(
     except ImportError as error:
         raise MissingExtraError("regen", "regen", error.name or "torch") from error
     if plot is not None:
-        from sla_ckpt.regen.plot import require_matplotlib
+        from sla_ckpt.pictures import check_picture
 
-        require_matplotlib()
+        check_picture(plot)
     names = ("topk", "blkq", "blkk", "feature_map")
     given = {name: values.pop(name) for name in names}
     options = RegenOptions(
@@ -156,10 +156,11 @@ def command(
         result = regenerate(checkpoint, options, progress=progress)
     for warning in result.warnings:
         output.warning(warning)
-    if plot is not None:
+    if plot is not None and result.is_main:
         from sla_ckpt.regen.plot import draw
 
         draw(result, plot)
+        output.note(f"wrote {plot}")
     if result.is_main:
         if output_format == "json":
             output.json(result.to_dict())

@@ -31,7 +31,7 @@ def to_html(runs: Sequence[Run], *, strict: bool = False) -> str:
     """One self-contained page: no scripts, nothing loaded, everything from files escaped.
 
     Args:
-        runs: What :func:`~sla_ckpt.report.collect.collect` gathered, at least one.
+        runs: What :func:`~sla_ckpt.report.collect.collect` gathered.
         strict: Warnings count as errors, as for the exit code.
     """
     title = _title(runs)
@@ -51,11 +51,11 @@ def to_html(runs: Sequence[Run], *, strict: bool = False) -> str:
             el("p", "sla-ckpt · SLA checkpoint report", class_="eyebrow"),
             el("h1", title),
             el("p", runs[0].title, class_="path")
-            if not several and runs[0].title != title
+            if len(runs) == 1 and runs[0].title != title
             else None,
             _verdict(runs, strict),
         ),
-        _contents(runs, bool(rules)),
+        _contents(runs, bool(rules)) if runs else None,
         el(
             "main",
             sections,
@@ -94,7 +94,7 @@ def _head(title: str) -> Markup:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    if len(runs) > 1:
+    if len(runs) != 1:
         return count(len(runs), "target")
     title = runs[0].title
     # A repository is called by its whole name, a folder by its last part.
@@ -114,7 +114,8 @@ def _verdict(runs: Sequence[Run], strict: bool) -> Markup:
     if code == EXIT_CANNOT:
         failed = sum(report.problem is not None for report in reports)
         word = "Could not be examined"
-        detail = f"{failed} of {count(len(reports), 'target')}"
+        parts = [f"{failed} of {len(reports)} targets"] if len(reports) > 1 else []
+        detail = "; ".join([*parts, f"{counts} in the others"] if counts else parts)
         name, class_ = "unknown", "unexamined"
     elif code == EXIT_FINDINGS:
         word, detail, name, class_ = "Not whole", counts, "error", "errors"
@@ -128,14 +129,14 @@ def _verdict(runs: Sequence[Run], strict: bool) -> Markup:
         "p",
         icon(name),
         el("strong", word),
-        el("span", f"{_subject(runs)}{detail}"),
+        el("span", f"{_subject(runs)}{detail}") if detail else None,
         class_=f"verdict {class_}",
     )
 
 
 def _subject(runs: Sequence[Run]) -> str:
     """Which checkpoint of a run the verdict is about, where there are others beside it."""
-    if len(runs) > 1 or len(runs[0].judged) > 1 or len(runs[0].snapshots) == 1:
+    if len(runs) != 1 or len(runs[0].judged) > 1 or len(runs[0].snapshots) == 1:
         return ""
     return f"{runs[0].judged[0].name}: "
 
@@ -148,11 +149,14 @@ def _contents(runs: Sequence[Run], rules: bool) -> Markup:
                 "tr",
                 el("td", el("a", run.title, href=f"#r{number}")),
                 el("td", outcome(run.latest)),
-                el("td", count(len(run.snapshots), "checkpoint"), class_="number"),
+                el(
+                    "td", str(len(run.snapshots)) if len(run.snapshots) > 1 else "", class_="number"
+                ),
             )
             for number, run in enumerate(runs, 1)
         ]
-        head = [el("th", word, scope="col") for word in ("Target", "Verdict", "Checkpoints")]
+        head = [el("th", word, scope="col") for word in ("Target", "Verdict")]
+        head.append(el("th", "Checkpoints", scope="col", class_="number"))
         table = el("table", el("thead", el("tr", head)), el("tbody", rows))
         return el(
             "nav",

@@ -31,7 +31,7 @@ def run_section(run: Run, *, prefix: str, level: int, alone: bool) -> Markup:
     return el(
         "section",
         None if alone else el(f"h{level}", run.title),
-        _facts(run),
+        _facts(run) if latest.report.problem is None else None,
         timeline(run, ids, where, prefix=prefix, level=heading) if len(run.snapshots) > 1 else None,
         _findings(run, found, prefix, heading),
         _pairs(latest, prefix, heading) if latest.state else None,

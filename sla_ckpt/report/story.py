@@ -11,6 +11,7 @@ import numpy as np
 
 from sla_ckpt.checks.summary import PairSummary
 from sla_ckpt.report.collect import Run, Snapshot
+from sla_ckpt.text import join_some
 
 #: A norm that loses more than this share between two checkpoints is worth a sentence.
 FALL = 0.5
@@ -54,13 +55,21 @@ def remarks(run: Run) -> tuple[Remark, ...]:
 
 
 def _states(snapshots: Sequence[Snapshot]) -> Iterator[Remark]:
-    for before, after in pairwise(snapshots):
-        if before.state and after.status == "missing":
-            yield Remark("lost", f"{after.name} has no state, although {before.name} has one.")
-        if before.state and after.status == "unreadable":
-            yield Remark("lost", f"The state of {after.name} cannot be read.")
-        if before.status == "missing" and after.state:
-            yield Remark("fact", f"The state is there from {after.name} on.")
+    first = next((place for place, item in enumerate(snapshots) if item.state), None)
+    if first is None:
+        return
+    before, after = snapshots[:first], snapshots[first:]
+    lost = [item.name for item in after if item.status == "missing"]
+    if lost:
+        yield Remark(
+            "lost",
+            f"No state in {join_some(lost)}, although {snapshots[first].name} has one.",
+        )
+    broken = [item.name for item in snapshots if item.status == "unreadable"]
+    if broken:
+        yield Remark("lost", f"The state cannot be read in {join_some(broken)}.")
+    if any(item.status == "missing" for item in before):
+        yield Remark("fact", f"The first checkpoint with a state is {snapshots[first].name}.")
 
 
 def _settings(snapshots: Sequence[Snapshot]) -> Iterator[Remark]:
@@ -105,10 +114,11 @@ def _pair(name: str, snapshots: Sequence[Snapshot]) -> Iterator[Remark]:
 
 
 def _same(before: PairSummary, after: PairSummary) -> bool:
-    """Trained, and not one bit of the weight differs."""
-    if before.weight is None or after.weight is None or not before.trained:
-        return False
-    return np.array_equal(before.weight, after.weight) and before.bias_norm == after.bias_norm
+    """Trained, and not one bit differs."""
+    return before.trained and all(
+        old is not None and new is not None and np.array_equal(old, new)
+        for old, new in ((before.weight, after.weight), (before.bias, after.bias))
+    )
 
 
 def _unchanged(name: str, span: tuple[Snapshot, Snapshot]) -> Remark:
