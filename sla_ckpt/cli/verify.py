@@ -8,19 +8,21 @@ from typing import Literal
 
 import click
 
+from sla_ckpt.checkpoint.containing import checkpoints_containing
 from sla_ckpt.checks.render import to_github, to_json, to_sarif, to_text
 from sla_ckpt.checks.report import Report, combined_exit_code
 from sla_ckpt.checks.verify import VerifyOptions, expand_target, verify_many
 from sla_ckpt.cli import _options
+from sla_ckpt.cli._completing import complete_targets
 from sla_ckpt.cli._output import Output
-from sla_ckpt.errors import UsageError
+from sla_ckpt.errors import EXIT_OK, UsageError
 from sla_ckpt.paths import expand
 
 _BY_SUFFIX = {".html": "html", ".htm": "html", ".json": "json", ".sarif": "sarif"}
 
 
 @click.command("verify", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@click.argument("targets", nargs=-1, metavar="[TARGET]...", shell_complete=complete_targets)
 @_options.select
 @_options.ignore
 @click.option("--strict", is_flag=True, help="Warnings count as errors for the exit code.")
@@ -54,7 +56,13 @@ _BY_SUFFIX = {".html": "html", ".htm": "html", ".json": "json", ".sarif": "sarif
     help="Local checkpoint whose state a repository must hold (SLA402).",
 )
 @click.option("--all", "organisation", metavar="ORG", help="Every model of a Hub account.")
+@_options.revision
 @_options.token
+@click.option(
+    "--files",
+    is_flag=True,
+    help="TARGETs are files, as hooks name them: verify the checkpoints that hold them, if any.",
+)
 @click.option("-r", "--recursive", is_flag=True, help="Every checkpoint below a folder.")
 @click.option(
     "--jobs", type=click.IntRange(min=1), default=4, show_default=True, help="Targets at a time."
@@ -85,7 +93,9 @@ def command(
     base_model: str | None,
     against: str | None,
     organisation: str | None,
+    revision: str | None,
     token: str | None,
+    files: bool,
     recursive: bool,
     jobs: int,
     output_format: str,
@@ -117,17 +127,19 @@ def command(
         token=token,
     )
     if organisation is not None:
-        if targets:
-            raise UsageError("--all ORG takes no other targets")
-        from sla_ckpt.hub.remote import list_org
-
-        expanded = list_org(organisation, token=token)
-        if not expanded:
-            raise UsageError(f"{organisation} has no models that you can see")
+        if targets or files or revision is not None:
+            raise UsageError("--all ORG takes no targets, --files or --revision")
+        expanded = _models_of(organisation, token)
+    elif files:
+        expanded = [str(folder) for folder in checkpoints_containing(targets)]
     else:
-        named = targets or (".",)
+        named = [_options.at_revision(target, revision) for target in targets or (".",)]
         expanded = [item for t in named for item in expand_target(t, recursive=recursive)]
     output = Output(quiet=quiet)
+    if files and not expanded:
+        output.note("none of these files is in a checkpoint")
+        if output_format == "html":
+            return EXIT_OK
     if dry_run and not fix:
         raise UsageError("--dry-run goes with --fix", hint="verify alone never writes")
     reports: Sequence[Report] = ()
@@ -147,6 +159,15 @@ def command(
     path = None if destination in (None, "-") else expand(str(destination))
     output.deliver(text, path)
     return combined_exit_code(reports, strict=strict)
+
+
+def _models_of(organisation: str, token: str | None) -> list[str]:
+    from sla_ckpt.hub.remote import list_org
+
+    found = list_org(organisation, token=token)
+    if not found:
+        raise UsageError(f"{organisation} has no models that you can see")
+    return found
 
 
 def _render(reports: Sequence[Report], output_format: str, *, quiet: bool) -> str:
