@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of a part that runs for a time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--commands", nargs="*", help="of the parts that have several")
-    parser.add_argument("--out", type=Path, help="by default benchmarks/results/reliability-PART.json")
+    parser.add_argument(
+        "--out", type=Path, help="by default benchmarks/results/reliability-PART.json"
+    )
     options = parser.parse_args()
     result = PARTS[options.part](options)
     out = options.out or RESULTS / f"reliability-{options.part}.json"

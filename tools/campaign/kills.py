@@ -33,7 +33,7 @@ def cases(command: str, folder: Path) -> Iterator[tuple[Server, list[Case]]]:
     """A fork server and the cases of a command, measured."""
     with ExitStack() as stack:
         # Before the Hub, whose sockets the children would else inherit.
-        server = stack.enter_context(Server("regen" if command == "regen" else "cli"))
+        server = stack.enter_context(Server("cli" if command == "pull" else "regen"))
         if command == "migrate":
             found = [migrate_case(folder / "one")]
         elif command == "fix":
@@ -50,7 +50,9 @@ def cases(command: str, folder: Path) -> Iterator[tuple[Server, list[Case]]]:
         yield server, found
 
 
-def random_kills(command: str, count: int, seed: int, note: Callable[[str], None]) -> dict[str, Any]:
+def random_kills(
+    command: str, count: int, seed: int, note: Callable[[str], None]
+) -> dict[str, Any]:
     """``count`` kills that hit a running process. Four of five fall after its first write."""
     rng = random.Random(f"{seed}-{command}")
     tally: Counter[str] = Counter()
