@@ -15,7 +15,7 @@ from sla_ckpt.checks.verify import VerifyOptions, expand_target, verify_many
 from sla_ckpt.cli import _options
 from sla_ckpt.cli._completing import complete_targets
 from sla_ckpt.cli._output import Output
-from sla_ckpt.errors import EXIT_OK, UsageError
+from sla_ckpt.errors import UsageError
 from sla_ckpt.paths import expand
 
 _BY_SUFFIX = {".html": "html", ".htm": "html", ".json": "json", ".sarif": "sarif"}
@@ -138,8 +138,6 @@ def command(
     output = Output(quiet=quiet)
     if files and not expanded:
         output.note("none of these files is in a checkpoint")
-        if output_format == "html":
-            return EXIT_OK
     if dry_run and not fix:
         raise UsageError("--dry-run goes with --fix", hint="verify alone never writes")
     reports: Sequence[Report] = ()

@@ -25,7 +25,7 @@ class Point:
         x: Training step, or its place in the row where steps are not known.
         y: The norm; None when there is none to show.
         kind: ``zero`` all zero, ``missing`` no state or pair, ``broken`` not finite or unreadable.
-        title: What hovering says.
+        title: What hovering says; nothing when empty.
     """
 
     x: float
@@ -151,26 +151,25 @@ def _line(frame: Frame, part: Sequence[Point]) -> Markup:
 
 def _mark(frame: Frame, point: Point, size: float) -> Markup:
     x, y = frame.x(point.x), frame.y(point.y or 0.0)
+    title = el("title", point.title) if point.title else None
     if point.kind in ("value", "zero"):
         # The wide invisible edge makes a small mark easy to hover over.
         return el(
             "g",
-            el("title", point.title),
+            title,
             _circle(x, y, 9, "reach"),
             _circle(x, y, size, point.kind),
         )
     if point.kind == "broken":
         y, s = frame.above + size, size + 1
         shape = f"M{_n(x)} {_n(y - s)}L{_n(x + s)} {_n(y + s)}L{_n(x - s)} {_n(y + s)}Z"
-        return el("g", el("title", point.title), el("path", d=shape, class_="broken"))
+        return el("g", title, el("path", d=shape, class_="broken"))
     s = size
     shape = (
         f"M{_n(x - s)} {_n(y - s)}L{_n(x + s)} {_n(y + s)}"
         f"M{_n(x - s)} {_n(y + s)}L{_n(x + s)} {_n(y - s)}"
     )
-    return el(
-        "g", el("title", point.title), _circle(x, y, 9, "reach"), el("path", d=shape, class_="gap")
-    )
+    return el("g", title, _circle(x, y, 9, "reach"), el("path", d=shape, class_="gap"))
 
 
 def _circle(x: float, y: float, radius: float, class_: str) -> Markup:
@@ -188,7 +187,7 @@ def legend(kinds: Sequence[PointKind]) -> Markup | None:
     items: list[Child] = []
     for kind, word in words.items():
         if kind in kinds:
-            mark = _mark(frame, Point(0.5, 0.0, kind, word), 4.2)
+            mark = _mark(frame, Point(0.5, 0.0, kind, ""), 4.2)
             svg = el("svg", mark, viewBox="0 0 16 16", aria_hidden="true", class_="key")
             items.append(el("span", svg, word))
     return el("p", items, class_="legend") if items else None

@@ -35,6 +35,7 @@ def to_html(runs: Sequence[Run], *, strict: bool = False) -> str:
         strict: Warnings count as errors, as for the exit code.
     """
     title = _title(runs)
+    path = _path(runs) or title
     codes = sorted({f.code for run in runs for item in run.snapshots for f in item.report.findings})
     several = len(runs) > 1
     sections = [
@@ -50,10 +51,8 @@ def to_html(runs: Sequence[Run], *, strict: bool = False) -> str:
             "header",
             el("p", "sla-ckpt · SLA checkpoint report", class_="eyebrow"),
             el("h1", title),
-            el("p", runs[0].title, class_="path")
-            if len(runs) == 1 and runs[0].title != title
-            else None,
-            _verdict(runs, strict),
+            el("p", path, class_="path") if path != title else None,
+            _verdict(runs, strict) if runs else None,
         ),
         _contents(runs, bool(rules)) if runs else None,
         el(
@@ -67,7 +66,7 @@ def to_html(runs: Sequence[Run], *, strict: bool = False) -> str:
         ),
         el("footer", el("p", f"Made by sla-ckpt {__version__} on {_now()}.")),
     )
-    page = f"<!doctype html>\n{el('html', _head(title), body, lang='en')}\n"
+    page = f"<!doctype html>\n{el('html', _head(title), body, lang='en')}"
     # ASCII is right in whatever encoding standard output has, also for names that have none.
     return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
@@ -94,13 +93,24 @@ def _head(title: str) -> Markup:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    if len(runs) != 1:
+    if not runs:
+        return "Nothing to verify"
+    if len(runs) > 1:
         return count(len(runs), "target")
-    title = runs[0].title
+    snapshots = runs[0].snapshots
+    title = runs[0].title if len(snapshots) > 1 else snapshots[0].name
     # A repository is called by its whole name, a folder by its last part.
-    if any(item.url for item in runs[0].snapshots):
+    if any(item.url for item in snapshots):
         return title
     return PurePath(title).name or Path(title).resolve().name or title
+
+
+def _path(runs: Sequence[Run]) -> str | None:
+    """Where the one thing is that the page is about."""
+    if len(runs) != 1:
+        return None
+    snapshots = runs[0].snapshots
+    return runs[0].title if len(snapshots) > 1 else snapshots[0].report.target
 
 
 def _verdict(runs: Sequence[Run], strict: bool) -> Markup:
