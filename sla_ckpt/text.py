@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -27,6 +28,24 @@ def one_line(text: str, *, limit: int = 1000) -> str:
 
 def _escape(char: str) -> str:
     return f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}"
+
+
+def has_lone_surrogate(data: bytes, value: object) -> bool:
+    """Whether JSON holds an escape such as ``\\ud800`` that stands for no character.
+
+    Python reads it, but such text can be neither encoded nor printed, and other readers refuse it.
+
+    Args:
+        data: The JSON text.
+        value: What it was parsed to.
+    """
+    if b"\\ud" not in data and b"\\uD" not in data:
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def short_repr(value: object, *, limit: int = 60) -> str:

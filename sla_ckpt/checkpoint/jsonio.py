@@ -8,6 +8,7 @@ from typing import Any
 
 from sla_ckpt.checkpoint.source import Source
 from sla_ckpt.errors import FormatError
+from sla_ckpt.text import has_lone_surrogate
 
 #: The largest index of a published model is about 1 MB.
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -22,7 +23,8 @@ def parse_json(data: bytes, *, name: str) -> Any:
     if not data.strip():
         raise FormatError(f"{name} is empty", kind="empty", path=name)
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig"))
+        halved = has_lone_surrogate(data, value)
     except UnicodeDecodeError as error:
         raise FormatError(f"{name} is not UTF-8 text: {error.reason}", path=name) from error
     except json.JSONDecodeError as error:
@@ -32,6 +34,9 @@ def parse_json(data: bytes, *, name: str) -> Any:
         ) from error
     except (RecursionError, ValueError) as error:
         raise FormatError(f"{name} is not usable JSON: {error}", path=name) from error
+    if halved:
+        raise FormatError(f"{name} holds text that is not Unicode: half a character", path=name)
+    return value
 
 
 def read_json_object(source: Source, path: str) -> Mapping[str, Any]:

@@ -126,7 +126,10 @@ def _check_window(machine: Machine, tensor: TensorSpec, storage: StorageRef) -> 
     elements = math.prod(tensor.shape)
     steps = zip(tensor.shape, tensor.stride, strict=True)
     last = tensor.offset + sum((length - 1) * step for length, step in steps)
-    if elements and (last >= count or elements >= _INT64):
+    # numpy's limit, which also counts what has no elements as if it had.
+    if math.prod(max(length, 1) for length in tensor.shape) * item_size(tensor.dtype) >= _INT64:
+        machine.fault(f"a tensor of shape {list(tensor.shape)} is too large")
+    if elements and last >= count:
         machine.fault(
             f"a tensor of shape {list(tensor.shape)} reaches element {last:,} of storage "
             f"{storage.key!r}, which has {count:,}"

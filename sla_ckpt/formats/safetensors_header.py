@@ -16,6 +16,7 @@ from typing import Any
 
 from sla_ckpt.errors import FormatError
 from sla_ckpt.formats.sniff import HEAD_BYTES, sniff, wrong_kind
+from sla_ckpt.text import has_lone_surrogate
 
 MAX_HEADER = 100_000_000
 METADATA_KEY = "__metadata__"
@@ -158,12 +159,14 @@ def _parse(raw: bytes, name: str) -> dict[str, Any]:
         raise _fault(name, "has a header of little but brackets", "header")
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+        halved = has_lone_surrogate(raw, header)
     except UnicodeDecodeError as error:
         raise _fault(name, "has a header that is not UTF-8", "header") from error
     except (ValueError, RecursionError) as error:
         raise _fault(name, f"has a header that is not JSON: {error}", "header") from error
-    if not isinstance(header, dict):
-        raise _fault(name, "has a header that is not a JSON object", "header")
+    if not isinstance(header, dict) or halved:
+        what = "holds half a character" if halved else "is not a JSON object"
+        raise _fault(name, f"has a header that {what}", "header")
     return header
 
 

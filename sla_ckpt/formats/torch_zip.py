@@ -279,7 +279,11 @@ def _window(raw: bytes, spec: TensorSpec) -> StoredTensor:
         bits = np.lib.stride_tricks.as_strided(
             flat[spec.offset :],
             spec.shape,
-            [step * stored.itemsize for step in spec.stride],
+            # The step of a dimension of length 1 means nothing and may be of any size.
+            [
+                step * stored.itemsize if length > 1 else 0
+                for length, step in zip(spec.shape, spec.stride, strict=True)
+            ],
             writeable=False,
         )
     array = decode(bits, spec.dtype)

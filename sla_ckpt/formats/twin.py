@@ -39,6 +39,7 @@ from sla_ckpt.state import (
     SLASettings,
     SLAState,
 )
+from sla_ckpt.text import has_lone_surrogate
 
 _PREFIX = "sla_ckpt."
 _ORIGIN = "sla_ckpt.origin."
@@ -165,11 +166,12 @@ def _settings(name: str, metadata: Mapping[str, str]) -> SLASettings | None:
     text = metadata.get(_PREFIX + "settings", "null")
     try:
         value = json.loads(text)
+        halved = has_lone_surrogate(text.encode(), value)
     except (ValueError, RecursionError) as error:
         raise _fault(name, "its settings are not JSON") from error
     if value is None:
         return None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or halved:
         raise _fault(name, "its settings are not a JSON object")
     try:
         return SLASettings.from_mapping(value)

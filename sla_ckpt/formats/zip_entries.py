@@ -21,6 +21,8 @@ _END64_MAGIC, _END64_LOCATOR_MAGIC = b"PK\x06\x06", b"PK\x06\x07"
 
 _STORED, _DEFLATED = 0, 8
 _FLAG_ENCRYPTED, _FLAG_DESCRIPTOR, _FLAG_STRONG, _FLAG_MASKED = 1, 8, 1 << 6, 1 << 13
+#: Compression level, data descriptor, UTF-8 name.
+_FLAGS_KNOWN = 0b110 | _FLAG_DESCRIPTOR | 1 << 11
 _DIRECTORY_BIT = 0x10
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
@@ -178,6 +180,8 @@ def _check_method(
 ) -> None:
     if flags & (_FLAG_ENCRYPTED | _FLAG_STRONG | _FLAG_MASKED):
         raise fault(source, f"entry {name!r} is encrypted", "encrypted")
+    if flags & ~_FLAGS_KNOWN:
+        raise fault(source, f"entry {name!r} has the unknown flags {flags:#x}", "zip")
     if method not in (_STORED, _DEFLATED):
         raise fault(source, f"entry {name!r} uses compression method {method}", "zip")
     if method == _STORED and compressed != size:

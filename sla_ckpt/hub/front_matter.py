@@ -16,7 +16,8 @@ _LOCAL_PATH = re.compile(r"/|~|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[\\/]|\\\\|file:")
 
 def newline_of(text: str) -> str:
     """The line end that a text uses."""
-    return "\r\n" if "\r\n" in text else "\n"
+    # A lone "\r" at the end would become such a line end with what is appended.
+    return "\r\n" if "\r\n" in text or text.endswith("\r") else "\n"
 
 
 def add_tags(text: str, tags: tuple[str, ...]) -> str:

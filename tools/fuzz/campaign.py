@@ -193,7 +193,8 @@ def _figures(
         "inputs": sum(total.inputs.values()),
         "seconds": round(seconds),
         "targets": {
-            name: {"inputs": count, "outcomes": dict(total.outcomes.get(name, Counter()).most_common())}
+            name: {"inputs": count,
+            "outcomes": dict(total.outcomes.get(name, Counter()).most_common())}
             for name, count in sorted(total.inputs.items())
         },
         "findings": [

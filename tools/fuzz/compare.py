@@ -54,7 +54,8 @@ def difference(ours: Any, theirs: Any, where: str = "root") -> str | None:
 
 
 def _keys(value: Mapping[Any, Any]) -> list[str]:
-    return [f"{type(key).__name__} {key!r}" for key in value]
+    plain = (tuple(key) if isinstance(key, tuple) else key for key in value)
+    return [f"{type(key).__name__} {key!r}" for key in plain]
 
 
 def _same_sequence(ours: Any, theirs: Any) -> bool:

@@ -14,7 +14,8 @@ import torch
 
 from sla_ckpt.errors import FormatError, SlaCkptError
 from tools.fuzz import limits
-from tools.fuzz.targets import TARGETS, Target, _check_error
+from tools.fuzz.binary import check_error
+from tools.fuzz.targets import TARGETS, Target
 
 #: Of how many inputs one is read a second time under tracemalloc.
 TRACED = 200
@@ -143,7 +144,7 @@ def judge(target: Target, data: bytes) -> Verdict:
 
 def _unfit(error: SlaCkptError) -> str | None:
     try:
-        _check_error(error)
+        check_error(error)
     except AssertionError as fault:
         return str(fault)
     return None
@@ -163,7 +164,9 @@ def _shape(value: Any) -> str:
     return f"clean {type(value).__name__} {[_VARIABLE.sub('_', note) for note in notes]}"
 
 
-def run(seed: int, start: int, stop: int, names: tuple[str, ...], progress: Any, skip: set[int]) -> Tally:  # fmt: skip
+def run(
+    seed: int, start: int, stop: int, names: tuple[str, ...], progress: Any, skip: set[int]
+) -> Tally:
     """Run a range of indexes; ``progress.value`` always holds the current one."""
     tally = Tally()
     for index in range(start, stop):

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tools.fuzz import pickles, zips
+from tools.fuzz import pickle_ops, pickles, zips
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
 STATE_FILES = (
@@ -81,7 +81,7 @@ def opcodes(which: str) -> tuple[tuple[tuple[bytes, ...], dict[str, bytes]], ...
             for name, raw in members.items()
             if name.startswith("data/")
         }
-        found.append((tuple(pickles.split(members["data.pkl"])), storages))
+        found.append((tuple(pickle_ops.split(members["data.pkl"])), storages))
     return tuple(found)
 
 
@@ -102,8 +102,10 @@ def safetensors_seeds() -> tuple[tuple[dict[str, Any], bytes], ...]:
     return tuple(found)
 
 
-def json_seed(name: str) -> Any:
-    return json.loads((DATA / "checkpoints" / name).read_text())
+@cache
+def manifest() -> Any:
+    path = DATA / "checkpoints" / "out_peft" / "checkpoint-3" / "checkpoint_manifest.json"
+    return json.loads(path.read_text())
 
 
 #: One config of each shape of architecture (head_dim given, derived, per block, per axis).
@@ -114,17 +116,19 @@ CONFIGS: tuple[dict[str, Any], ...] = (
      "num_layers": 24, "patch_size": 2, "sample_size": 128, "dual_attention_layers": [0, 1]},
     {"_class_name": "WanTransformer3DModel", "attention_head_dim": 128, "num_attention_heads": 12,
      "patch_size": [1, 2, 2], "num_layers": 30},
-    {"_class_name": "UNet2DConditionModel", "attention_head_dim": [5, 10, 20], "block_out_channels":
-     [320, 640, 1280], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "layers_per_block": 2,
-     "transformer_layers_per_block": [1, 2, 10], "cross_attention_dim": 2048},
+    {"_class_name": "UNet2DConditionModel", "attention_head_dim": [5, 10, 20],
+     "block_out_channels": [320, 640, 1280], "layers_per_block": 2, "cross_attention_dim": 2048,
+     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+     "transformer_layers_per_block": [1, 2, 10]},
     {"_class_name": "PixArtTransformer2DModel", "attention_head_dim": 72, "num_attention_heads": 16,
      "sample_size": 128, "patch_size": 2},
     {"_class_name": "Lumina2Transformer2DModel", "hidden_size": 2304, "num_attention_heads": 24,
      "num_kv_heads": 8, "patch_size": 2},
     {"_class_name": "SanaTransformer2DModel", "attention_head_dim": 32, "num_attention_heads": 70,
      "num_cross_attention_heads": 20, "cross_attention_head_dim": 112},
-    {"_class_name": "LTX2VideoTransformer3DModel", "attention_head_dim": 128, "num_attention_heads": 32,
+    {"_class_name": "LTX2VideoTransformer3DModel", "attention_head_dim": 128,
+    "num_attention_heads": 32,
      "audio_attention_head_dim": 64, "audio_num_attention_heads": 32},
     {"_class_name": "ZImageTransformer2DModel", "dim": 3840, "n_heads": 30, "all_patch_size": [2]},
     {"_class_name": "HunyuanVideoTransformer3DModel", "attention_head_dim": 128, "patch_size": 2,

@@ -11,16 +11,18 @@ from tools.fuzz import values
 
 _JSON_WORDS = (
     b"null", b"true", b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-0", b"1.0", b"01", b"[", b"]",
-    b"{", b"}", b",", b":", b'"', b"\\", b"\\u0000", b"\\ud800", b'"a":1,', b"\xef\xbb\xbf", b"\xff",
+    b"{", b"}", b",", b":", b'"', b"\\", b"\\u0000", b"\\ud800", b'"a":1,', b"\xef\xbb\xbf",
+    b"\xff",
     b"//x\n", b"/**/", b"'", b"\t", b"\0", b"9" * 4301, b"\x85", b"\xe2\x80\xa8", b'{"a":{"a":1}}',
 )  # fmt: skip
 
 TOKENS = (
-    "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2", "I64",
+    "F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2",
+    "I64",
     "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL", "C64", "C128", "f32", "",
 )  # fmt: skip
-_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4,
-          "I16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1, "C64": 8}  # fmt: skip
+_WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8,
+          "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1, "C64": 8}  # fmt: skip
 
 
 def json_text(rng: Random, tree: Any) -> bytes:
@@ -135,26 +137,42 @@ def _fresh_header(rng: Random) -> Any:
 
 
 _YAML_VALUES = (
-    "mit", "null", "~", "", "true", "yes", "off", "1", "0x1f", "0o17", "0b2", "1_000", "1:30", "190:20:30",
-    ".inf", ".nan", "1e3", "2026-01-01", "2026-13-45", "2026-01-01 25:61:61", "2026-01-01T00:00:00Z",
-    "2026-01-01 00:00:00 +99:99", "0000-00-00", "=", "<<", "!!int ''", "!!int x", "!!float ''", "!!float x",
-    "!!bool x", "!!timestamp x", "!!binary x", "!!binary é", "!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1]",
-    "!!python/object/apply:os.system [id]", "!!python/name:os.system", "!x y", "!<tag:x> y", "*a", "&a x",
-    "&a [*a]", "&a {k: *a}", "[a, b", "{a: b", "{a, b: c}", "[[[]]]", "{[a]: b}", "{{a: 1}: b}", "? a", "- a",
-    "|\n  text\n  more", ">-\n  folded", "'it''s'", '"a\\x00b"', '"\\ud800"', '"\\U00110000"', '"open', "@x", "`x",
-    "%x", "# c", "a # c", "a: b", "a: b: c", "/home/me/x", "C:\\x", "../x", "~/x", "org/model", "é", "\u2028",
-    "\x85", "\x07", "\ufeff", "\ud800", "\U0001f600", "9" * 5000, "-" * 300, "--- a", "...", "[" * 300,
-    "x" * 2000, "1" * 100 + ":1", "+12e03", "-.5", "!!str", "!!null x", "!!seq x", "!!map x", "0o8", "08",
+    "mit", "null", "~", "", "true", "yes", "off", "1", "0x1f", "0o17", "0b2", "1_000", "1:30",
+    "190:20:30",
+    ".inf", ".nan", "1e3", "2026-01-01", "2026-13-45", "2026-01-01 25:61:61",
+    "2026-01-01T00:00:00Z",
+    "2026-01-01 00:00:00 +99:99", "0000-00-00", "=", "<<", "!!int ''", "!!int x", "!!float ''",
+    "!!float x",
+    "!!bool x", "!!timestamp x", "!!binary x", "!!binary é", "!!set {a, b}", "!!omap [a: 1]",
+    "!!pairs [a: 1]",
+    "!!python/object/apply:os.system [id]", "!!python/name:os.system", "!x y", "!<tag:x> y", "*a",
+    "&a x",
+    "&a [*a]", "&a {k: *a}", "[a, b", "{a: b", "{a, b: c}", "[[[]]]", "{[a]: b}", "{{a: 1}: b}",
+    "? a", "- a",
+    "|\n  text\n  more", ">-\n  folded", "'it''s'", '"a\\x00b"', '"\\ud800"', '"\\U00110000"',
+    '"open', "@x", "`x",
+    "%x", "# c", "a # c", "a: b", "a: b: c", "/home/me/x", "C:\\x", "../x", "~/x", "org/model", "é",
+    "\u2028",
+    "\x85", "\x07", "\ufeff", "\ud800", "\U0001f600", "9" * 5000, "-" * 300, "--- a", "...",
+    "[" * 300,
+    "x" * 2000, "1" * 100 + ":1", "+12e03", "-.5", "!!str", "!!null x", "!!seq x", "!!map x", "0o8",
+    "08",
 )  # fmt: skip
 _YAML_KEYS = (
-    "tags", "license", "base_model", "language", "library_name", "pipeline_tag", "model-index", "widget",
-    "tags ", '"tags"', "'tags'", "? tags", "!!str tags", "&k tags", "TAGS", "<<", "[a]", "{a: b}", "1", "null", "",
+    "tags", "license", "base_model", "language", "library_name", "pipeline_tag", "model-index",
+    "widget",
+    "tags ", '"tags"', "'tags'", "? tags", "!!str tags", "&k tags", "TAGS", "<<", "[a]", "{a: b}",
+    "1", "null", "",
 )  # fmt: skip
 _TAG_VALUES = (
-    "[flux]", "[]", "flux", "", "[flux, sla]", "['a', \"b\"]", "[a: b]", "{a: b}", "[flux,]", "[flux, # c\n  x]",
-    "\n- flux", "\n  - flux\n  - x", "\n- sla\n- sparse-linear-attention", "\n-\n- x", "\n- - a", "\n- a: b\n  c: d",
-    "\n- |\n  text", "\n- flux # c", "!!seq [a]", "&t [a]", "*t", "|\n  a", "'a'", '"a"', "a b", "1", "[1, 2.5, null]",
-    "\n# c\n- a", "[[a]]", "\n- a\n\n- b\n", "\n- &x a\n- *x", ">\n  a\n", "[\n a,\n b\n ]", "!!set {a}", "\n- 'a\n  b'",
+    "[flux]", "[]", "flux", "", "[flux, sla]", "['a', \"b\"]", "[a: b]", "{a: b}", "[flux,]",
+    "[flux, # c\n  x]",
+    "\n- flux", "\n  - flux\n  - x", "\n- sla\n- sparse-linear-attention", "\n-\n- x", "\n- - a",
+    "\n- a: b\n  c: d",
+    "\n- |\n  text", "\n- flux # c", "!!seq [a]", "&t [a]", "*t", "|\n  a", "'a'", '"a"', "a b",
+    "1", "[1, 2.5, null]",
+    "\n# c\n- a", "[[a]]", "\n- a\n\n- b\n", "\n- &x a\n- *x", ">\n  a\n", "[\n a,\n b\n ]",
+    "!!set {a}", "\n- 'a\n  b'",
 )  # fmt: skip
 
 

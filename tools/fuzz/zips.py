@@ -94,7 +94,7 @@ def _headers(member: Member, start: int) -> tuple[bytes, bytes, bytes]:
     if member.method == 8:
         packer = zlib.compressobj(6, zlib.DEFLATED, -15)
         raw = packer.compress(raw) + packer.flush()
-    honest = {
+    honest: dict[str, Any] = {
         "name": member.name, "method": member.method, "attributes": member.attributes,
         "flags": member.flags | (8 if member.descriptor else 0), "crc": zlib.crc32(member.data),
         "compressed": len(raw), "size": len(member.data), "start": start, "extra": member.extra,
@@ -106,18 +106,17 @@ def _headers(member: Member, start: int) -> tuple[bytes, bytes, bytes]:
     central = honest | member.central
     if member.zip64_local:
         local["extra"] = (
-            struct.pack("<HHQQ", 1, 16, local["size"], local["compressed"]) + local["extra"]
+            struct.pack("<HHQQ", 1, 16, _64(local["size"]), _64(local["compressed"]))
+            + local["extra"]
         )
         local["size"] = local["compressed"] = _FULL
     if member.zip64_central:
         wide = (central["size"], central["compressed"], central["start"])
-        central["extra"] = (
-            struct.pack("<HHQQQ", 1, 24, *(part & (1 << 64) - 1 for part in wide))
-            + central["extra"]
-        )
+        central["extra"] = struct.pack("<HHQQQ", 1, 24, *map(_64, wide)) + central["extra"]
         central["size"] = central["compressed"] = central["start"] = _FULL
     head = struct.pack(
-        "<4sHHHHHIIIHH", b"PK\3\4", _16(local["version"]), _16(local["flags"]), _16(local["method"]),
+        "<4sHHHHHIIIHH", b"PK\3\4", _16(local["version"]), _16(local["flags"]),
+        _16(local["method"]),
         0, 0, _32(local["crc"]), _32(local["compressed"]), _32(local["size"]),
         _16(local.get("name_length", len(local["name"]))), _16(len(local["extra"])),
     ) + local["name"] + local["extra"] + raw  # fmt: skip
@@ -141,7 +140,7 @@ def _ends(archive: Archive, count: int, size: int, start: int, position: int) ->
     out = b""
     if archive.zip64:
         out += struct.pack(
-            "<4sQHHIIQQQQ", b"PK\6\6", end64["record"], 45, 45, _32(end64["disk"]),
+            "<4sQHHIIQQQQ", b"PK\6\6", _64(end64["record"]), 45, 45, _32(end64["disk"]),
             _32(end64["first"]), *(_64(end64[key]) for key in ("here", "count", "size", "start")),
         )  # fmt: skip
         out += struct.pack("<4sIQI", b"PK\6\7", 0, _64(end64["where"]), _32(end64["disks"]))
@@ -236,9 +235,14 @@ def _end64(rng: Random, archive: Archive) -> None:
         archive.end = {"count": 0xFFFF, "here": 0xFFFF, "size": _FULL, "start": _FULL}
 
 
+_JUNK = (
+    b"x", b"x" * 64, b"x" * 200, b"PK\5\6" + bytes(18), b"PK\3\4", b"\x80\x02N.", b"#!/bin/sh\n",
+    b"\x7fELF", b"7z\xbc\xaf'\x1c", b"Rar!\x1a\x07", bytes(64),
+)  # fmt: skip
+
+
 def _surround(rng: Random, archive: Archive) -> None:
-    junk = rng.choice((b"x" * rng.choice((1, 64, 200)), b"PK\5\6" + bytes(18), b"PK\3\4", b"\x80\x02N.",
-                       b"#!/bin/sh\n", b"\x7fELF", b"7z\xbc\xaf'\x1c", b"Rar!\x1a\x07", bytes(64)))  # fmt: skip
+    junk = rng.choice(_JUNK)
     choice = rng.randrange(4)
     if choice == 0:
         archive.prefix, archive.shifted = junk, rng.random() < 0.5
