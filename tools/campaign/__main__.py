@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools.campaign import kills
+from tools.campaign import kills, powerloss, pushes, soak
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -34,7 +34,35 @@ def run_boundaries(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PARTS = {"kills": run_kills, "boundaries": run_boundaries}
+def run_pushes(options: argparse.Namespace) -> dict[str, Any]:
+    return pushes.campaign(options.count or 500, options.seed, note)
+
+
+def run_powerloss(options: argparse.Namespace) -> dict[str, Any]:
+    return powerloss.campaign(note)
+
+
+def run_verify(options: argparse.Namespace) -> dict[str, Any]:
+    return soak.verify_many(options.count or 2000, note)
+
+
+def run_loop(options: argparse.Namespace) -> dict[str, Any]:
+    return soak.push_pull_loop(options.seconds or 1200, options.seed, note)
+
+
+def run_interrupts(options: argparse.Namespace) -> dict[str, Any]:
+    return soak.interrupts(options.count or 50, options.seed, note)
+
+
+PARTS = {
+    "verify": run_verify,
+    "loop": run_loop,
+    "interrupts": run_interrupts,
+    "kills": run_kills,
+    "boundaries": run_boundaries,
+    "powerloss": run_powerloss,
+    "pushes": run_pushes,
+}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The other side of the fork server: start a command, kill it at a chosen time, read what it said."""
+"""The other side of the fork server: start a command, kill it, read what it said."""
 
 from __future__ import annotations
 

@@ -127,12 +127,12 @@ def _real(path: str) -> str:
     if path.startswith("/proc/self/fd/"):
         number, _, rest = path[len("/proc/self/fd/") :].partition("/")
         try:
-            opened = os.readlink(f"/proc/self/fd/{number}")
+            opened = str(Path(f"/proc/self/fd/{number}").readlink())
         except OSError:
             return path
         return f"{opened}/{rest}" if rest else opened
-    folder, name = os.path.split(os.path.abspath(path))
-    return os.path.join(os.path.realpath(folder), name)
+    absolute = Path.cwd() / os.path.normpath(path)
+    return f"{os.path.realpath(absolute.parent)}/{absolute.name}"
 
 
 def _preload(kind: str) -> None:
@@ -146,7 +146,7 @@ def _preload(kind: str) -> None:
     import sla_ckpt.hub.push
     import sla_ckpt.migrate.api
     import sla_ckpt.migrate.show
-    import sla_ckpt.migrate.verify_fix  # noqa: F401
+    import sla_ckpt.migrate.verify_fix
 
     if kind == "regen":
         import torch
