@@ -116,7 +116,7 @@ def _y_axis(frame: Frame, ticks: Sequence[float]) -> Iterator[Markup]:
         yield el(
             "line", x1=frame.left, x2=right, y1=y, y2=y, class_="axis" if not value else "rule"
         )
-        label = f"{value:.{digits}f}" if digits <= 4 else f"{value:.1e}"
+        label = f"{value:.{digits}f}" if digits <= 4 and ticks[-1] < 1e5 else f"{value:.3g}"
         yield el("text", label, x=frame.left - 6, y=y, dy=".32em", class_="end")
 
 
@@ -235,7 +235,7 @@ def nice_ticks(low: float, high: float, count: int, *, whole: bool = False) -> l
     if whole:
         step = max(1.0, round(step))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, last + 1)]
+    return [i * step for i in range(first, max(last, first + 1) + 1)]
 
 
 def _digits(ticks: Sequence[float]) -> int:
