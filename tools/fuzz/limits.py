@@ -12,7 +12,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS = 2.0
@@ -40,18 +39,14 @@ def memory_limited(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
-@dataclass
-class Cost:
-    """What one input took: seconds on the clock and of this thread's processor time."""
+def processor_seconds(action: Callable[[], None]) -> float:
+    """What an action takes of this thread's time, however busy the machine is.
 
-    wall: float
-    cpu: float
-
-
-def timed(action: Callable[[], None]) -> Cost:
-    wall, cpu = time.perf_counter(), time.thread_time()
+    Asking for it costs as much as reading a small input, so the clock is looked at first.
+    """
+    started = time.thread_time()
     action()
-    return Cost(time.perf_counter() - wall, time.thread_time() - cpu)
+    return time.thread_time() - started
 
 
 def traced_peak(action: Callable[[], None]) -> int:

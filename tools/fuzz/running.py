@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -45,14 +46,14 @@ class Verdict:
         outcome: ``"clean"``, or the kind of our error.
         signature: The same, finer: the message without what varies.
         finding: What is wrong with it, if anything is.
-        cost: Time of our reader.
+        seconds: Of our reader, on the clock.
     """
 
     outcome: str
     signature: str
     finding: str | None
     where: str
-    cost: limits.Cost
+    seconds: float
 
 
 @dataclass
@@ -62,8 +63,7 @@ class Tally:
     inputs: Counter[str] = field(default_factory=Counter)
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
-    worst_wall: float = 0.0
-    worst_cpu: float = 0.0
+    worst_seconds: float = 0.0
     worst_at: str = ""
     largest_input: int = 0
     traced: int = 0
@@ -76,9 +76,8 @@ class Tally:
         for name, outcomes in other.outcomes.items():
             self.outcomes[name] = self.outcomes.get(name, Counter()) + outcomes
         self.findings += other.findings
-        if other.worst_cpu > self.worst_cpu:
-            self.worst_cpu, self.worst_at = other.worst_cpu, other.worst_at
-        self.worst_wall = max(self.worst_wall, other.worst_wall)
+        if other.worst_seconds > self.worst_seconds:
+            self.worst_seconds, self.worst_at = other.worst_seconds, other.worst_at
         self.largest_input = max(self.largest_input, other.largest_input)
         self.traced += other.traced
         self.traced_peak = max(self.traced_peak, other.traced_peak)
@@ -121,25 +120,31 @@ def judge(target: Target, data: bytes) -> Verdict:
 
     Any exception of the reader but our own is a finding, so all are caught here.
     """
-    result: list[Any] = []
-    cost = limits.Cost(0.0, 0.0)
+    started = time.perf_counter()
     try:
         with limits.memory_limited(len(data)):
-            cost = limits.timed(lambda: result.append(target.read(data)))
+            value = target.read(data)
     except SlaCkptError as error:
         kind = error.kind if isinstance(error, FormatError) else type(error).__name__
         signature = f"{type(error).__name__} {kind}: {_VARIABLE.sub('_', error.message)[:100]}"
-        finding = _unfit(error)
-        return Verdict(kind, signature, finding, "", error.__dict__.pop("cost", cost))
+        seconds = time.perf_counter() - started
+        return Verdict(kind, signature, _unfit(error) or _slow(target, data, seconds), "", seconds)
     except Exception as error:
-        return _crashed(error, cost)
-    if cost.cpu > limits.SECONDS:
-        return Verdict("slow", "slow", f"{cost.cpu:.1f} s of processor time", "", cost)
+        return _crashed(error, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
     try:
-        difference = target.oracle(data, result[0])
+        difference = target.oracle(data, value) or _slow(target, data, seconds)
     except Exception as error:
-        return _crashed(error, cost)
-    return Verdict("clean", _shape(result[0]), difference, "", cost)
+        return _crashed(error, seconds)
+    return Verdict("clean", _shape(value), difference, "", seconds)
+
+
+def _slow(target: Target, data: bytes, seconds: float) -> str | None:
+    """What to say of an input that took too long, also when it is read again."""
+    if seconds < limits.SECONDS:
+        return None
+    again = limits.processor_seconds(lambda: _read_quietly(target, data))
+    return f"{again:.1f} s of processor time" if again >= limits.SECONDS else None
 
 
 def _unfit(error: SlaCkptError) -> str | None:
@@ -150,12 +155,12 @@ def _unfit(error: SlaCkptError) -> str | None:
     return None
 
 
-def _crashed(error: Exception, cost: limits.Cost) -> Verdict:
+def _crashed(error: Exception, seconds: float) -> Verdict:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "sla_ckpt" in frame.filename] or frames
     where = f"{ours[-1].filename.rpartition('sla_ckpt/')[2]}:{ours[-1].lineno}"
     what = f"{type(error).__name__}: {str(error)[:200]}"
-    return Verdict("crash", f"crash {where}", what, where, cost)
+    return Verdict("crash", f"crash {where}", what, where, seconds)
 
 
 def _shape(value: Any) -> str:
@@ -183,9 +188,8 @@ def run_one(tally: Tally, target: Target, data: bytes, index: int) -> Verdict:
     tally.inputs[target.name] += 1
     tally.outcomes.setdefault(target.name, Counter())[verdict.outcome] += 1
     tally.largest_input = max(tally.largest_input, len(data))
-    tally.worst_wall = max(tally.worst_wall, verdict.cost.wall)
-    if verdict.cost.cpu > tally.worst_cpu:
-        tally.worst_cpu, tally.worst_at = verdict.cost.cpu, f"{target.name} {index}"
+    if verdict.seconds > tally.worst_seconds:
+        tally.worst_seconds, tally.worst_at = verdict.seconds, f"{target.name} {index}"
     if verdict.finding:
         tally.findings.append(Finding(target.name, index, verdict.finding, verdict.where))
     tally.note_signature(f"{target.name} {verdict.signature}", len(data), index)

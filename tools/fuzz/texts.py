@@ -22,7 +22,8 @@ TOKENS = (
     "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL", "C64", "C128", "f32", "",
 )  # fmt: skip
 _WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8,
-          "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1, "C64": 8}  # fmt: skip
+          "I32": 4, "I16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1,
+          "C64": 8}  # fmt: skip
 
 
 def json_text(rng: Random, tree: Any) -> bytes:
