@@ -50,7 +50,16 @@ def _display_math(translator: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _drop_absent_pages(app: Sphinx, page: str, source: list[str]) -> None:
+    """index.md names with a star the pages that not every version has."""
+    if page == "index":
+        lines = source[0].splitlines()
+        kept = (line for line in lines if line[-1:] != "*" or any(app.srcdir.glob(f"{line}.md")))
+        source[0] = "\n".join(kept)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", _drop_absent_pages)
     app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
 
 

@@ -53,7 +53,9 @@ def make_checkpoint(
     )
     torch.set_default_dtype(torch.float32)
     checkpoint = folder / "output" / "checkpoint-500"
-    model.save_pretrained(checkpoint / "transformer", max_shard_size="400KB")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # Two bytes each: three shards, as a large model has them.
+    model.save_pretrained(checkpoint / "transformer", max_shard_size=parameters * 2 // 5 * 2)
     projection = torch.nn.Linear(head_dim, head_dim)
     torch.nn.init.normal_(projection.weight, std=0.02)
     torch.nn.init.normal_(projection.bias, std=0.02)

@@ -43,8 +43,8 @@ def malicious_state() -> bytes:
     """A torch-like zip whose pickle would run a command if anything executed it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'echo pwned'\ntR.")
-        archive.writestr("archive/version", "3\n")
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), b"cos\nsystem\n(S'echo pwned'\ntR.")
+        archive.writestr(zipfile.ZipInfo("archive/version"), "3\n")
     return buffer.getvalue()
 
 

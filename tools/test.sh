@@ -11,8 +11,12 @@ ruff check .
 ruff format --check .
 echo "== mypy"
 mypy
-echo "== pytest"
 if [ $# -gt 0 ]; then
+    echo "== pytest"
     exec python -m pytest "$@"
 fi
+echo "== docs"
+python -m sphinx -W --keep-going -q -E -d build/doctrees docs site
+export SLA_CKPT_SITE=$PWD/site
+echo "== pytest"
 exec python -m pytest -q -n "$(python -c 'import os; print(max(2, min(8, os.cpu_count() or 2)))')" --dist loadfile

@@ -10,11 +10,12 @@ A comment directly above a fence directs it; several comments may follow each ot
 | directive | meaning |
 |---|---|
 | ``given NAME`` | a fresh folder with what sandbox.py knows by this name |
-| ``setup COMMAND`` | a shell command that readers do not see, run before the block |
+| ``setup COMMAND`` | a hidden shell command before the block; ``{root}`` is the checkout |
 | ``python: STATEMENT`` | the same for a block of Python |
 | ``exit N`` | the exit code of the block's last command; 0 without it |
 | ``numbers vary`` | figures in the output are not compared |
-| ``replace A with B`` | B runs in place of A |
+| ``lines vary: REGEX`` | lines in which it is found are not compared |
+| ``replace A with B`` | B runs in place of A; ``{port}`` in it is a free port |
 | ``not run: REASON`` | the block cannot be run here |
 """
 
@@ -25,9 +26,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.docs.compare import matches
+
 ROOT = Path(__file__).parents[2]
 RUNNABLE = ("console", "bash", "python")
 DATA = ("json", "toml", "yaml")
+DIRECTIVES = (
+    "given ",
+    "setup ",
+    "python: ",
+    "exit ",
+    "numbers vary",
+    "lines vary: ",
+    "replace ",
+    "not run: ",
+)
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<language>[\w{}-]*)")
 _COMMENT = re.compile(r"^\s*<!-- docs: (?P<text>.*) -->\s*$")
@@ -75,6 +88,11 @@ class Block:
     @property
     def numbers_vary(self) -> bool:
         return "numbers vary" in self.directives
+
+    @property
+    def varying_lines(self) -> str | None:
+        """A regular expression."""
+        return next(iter(self.values("lines vary:")), None)
 
     @property
     def replacements(self) -> list[tuple[str, str]]:
@@ -170,3 +188,8 @@ def commands_of(block: Block) -> list[Command]:
         output = lines[start:number]
         found.append(Command(line, tuple(output), start, number))
     return found
+
+
+def agree(block: Block, shown: str, real: str) -> bool:
+    """Whether a block's shown output is the real one, as far as its directives ask."""
+    return matches(shown, real, numbers_vary=block.numbers_vary, varying_lines=block.varying_lines)

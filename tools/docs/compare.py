@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-#: Alone on a line: any number of lines may stand here.
+#: Alone on a line: any number of lines may stand here. Within a line: anything.
 ANYTHING = "…"
 
 _NORMAL = (
@@ -19,21 +19,27 @@ _NORMAL = (
 _NUMBER = re.compile(r"(?<![\w:])[-+−]?\d[\d,.]*(e[-+]?\d+)?")
 
 
-def normal(text: str, *, numbers_vary: bool = False) -> str:
+def normal(text: str, *, numbers_vary: bool = False, varying_lines: str | None = None) -> str:
     """The text with times, sizes, hashes, ports and, if asked, all figures taken out."""
+    lines = text.strip("\n").splitlines()
+    if varying_lines is not None:
+        lines = [line for line in lines if not re.search(varying_lines, line)]
+    text = "\n".join(line.rstrip() for line in lines)
     for pattern, replacement in _NORMAL:
         text = pattern.sub(replacement, text)
-    if numbers_vary:
-        text = re.sub(r" +", " ", _NUMBER.sub("<n>", text))
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+    return re.sub(r" +", " ", _NUMBER.sub("<n>", text)) if numbers_vary else text
 
 
-def matches(shown: str, real: str, *, numbers_vary: bool = False) -> bool:
-    """Whether the shown output is the real one, ``…`` lines standing for anything."""
-    shown = normal(shown, numbers_vary=numbers_vary)
-    real = normal(real, numbers_vary=numbers_vary)
+def matches(
+    shown: str, real: str, *, numbers_vary: bool = False, varying_lines: str | None = None
+) -> bool:
+    """Whether the shown output is the real one, ``…`` standing for anything."""
+    shown = normal(shown, numbers_vary=numbers_vary, varying_lines=varying_lines)
+    real = normal(real, numbers_vary=numbers_vary, varying_lines=varying_lines)
     pattern = "".join(
-        r"(?:.*\n)*?" if line.strip() == ANYTHING else re.escape(line) + r"\n"
+        r"(?:.*\n)*?"
+        if line.strip() == ANYTHING
+        else ".*".join(map(re.escape, line.split(ANYTHING))) + r"\n"
         for line in shown.splitlines()
     )
     return re.fullmatch(pattern, real + "\n") is not None

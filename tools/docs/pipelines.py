@@ -40,6 +40,19 @@ def make_lora(folder: Path) -> None:
     _write_state(folder, config["attention_head_dim"])
 
 
+def transformer_call(pipe: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The transformer of the PixArt pipeline and inputs of the right shapes."""
+    config = pipe.transformer.config
+    side = config.sample_size
+    inputs = {
+        "hidden_states": torch.randn(1, config.in_channels, side, side, dtype=pipe.dtype),
+        "encoder_hidden_states": torch.randn(1, 8, config.caption_channels, dtype=pipe.dtype),
+        "timestep": torch.tensor([500]),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+    return pipe.transformer, inputs
+
+
 def _save(folder: Path, family: str, model_class: Any) -> dict[str, Any]:
     parts, config = tiny_pipelines.FAMILIES[family](folder / "parts")
     model = _model(model_class, config)

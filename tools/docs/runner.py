@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools.docs.blocks import ROOT, Block, blocks_of, commands_of
-from tools.docs.compare import matches
+from tools.docs.blocks import ROOT, Block, agree, blocks_of, commands_of
 from tools.docs.sandbox import Sandbox, environment
 from tools.docs.session import Outcome, PageSession
 
@@ -49,7 +48,7 @@ def write_outputs(page: Path, outcomes: list[tuple[Block, Outcome]]) -> bool:
             continue
         for command, real in reversed(list(zip(commands_of(block), outcome.outputs, strict=True))):
             shown = "\n".join(command.output)
-            if shown.strip() and not matches(shown, real, numbers_vary=block.numbers_vary):
+            if shown.strip() and not agree(block, shown, real):
                 first = block.line + command.start
                 fresh = [f"{block.indent}{line}".rstrip() for line in real.strip("\n").splitlines()]
                 lines[first : block.line + command.end] = fresh

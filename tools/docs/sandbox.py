@@ -6,14 +6,17 @@ A page names what it starts from with ``<!-- docs: given NAME -->``:
 |---|---|
 | ``nothing`` | links to examples/ and tools/, as in a checkout |
 | ``run`` | a run: output/checkpoint-500 with the trainer's files, cache/ |
+| ``checkpoint`` | the same without the trainer's files, as for inference |
 | ``older run`` | the same, its settings as an older trainer wrote them |
 | ``published`` | output/checkpoint-500 and, on the Hub, the same as org/model |
+| ``upload without state`` | as ``checkpoint``, and org/model on the Hub lacks the state |
 | ``pipeline`` | on the Hub: the pipelines org/model (with SLA) and org/base, and org/lora |
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import shutil
@@ -75,14 +78,16 @@ class Sandbox:
         self.hub.add_repo(repo, files={p.relative_to(folder).as_posix(): p for p in paths})
 
 
-def _run(sandbox: Sandbox, home: Path, *, older: bool = False) -> None:
+def _run(
+    sandbox: Sandbox, home: Path, *, name: str = "run", older: bool = False, trainer: bool = True
+) -> None:
     from examples.practice_run import make_caches, make_checkpoint
 
     def make(folder: Path) -> None:
-        make_checkpoint(folder, head_dim=HEAD_DIM, older=older, trainer=True)
+        make_checkpoint(folder, head_dim=HEAD_DIM, older=older, trainer=trainer)
         make_caches(folder)
 
-    made = sandbox.made("older-run" if older else "run", make)
+    made = sandbox.made(name, make)
     shutil.copytree(made, home, dirs_exist_ok=True)
 
 
@@ -91,6 +96,15 @@ def _published(sandbox: Sandbox, home: Path) -> None:
 
     _run(sandbox, home)
     push("org/model", home / "output", PushOptions(token=sandbox.token))
+
+
+def _upload_without_state(sandbox: Sandbox, home: Path) -> None:
+    _run(sandbox, home, name="checkpoint", trainer=False)
+    state = home / "output" / "checkpoint-500" / "sla_attention.pt"
+    data = state.read_bytes()
+    state.unlink()
+    sandbox.publish("org/model", state.parent)
+    state.write_bytes(data)
 
 
 def _pipeline(sandbox: Sandbox, home: Path) -> None:
@@ -104,8 +118,10 @@ def _pipeline(sandbox: Sandbox, home: Path) -> None:
 _GIVEN: dict[str, Callable[[Sandbox, Path], None]] = {
     "nothing": lambda sandbox, home: None,
     "run": _run,
-    "older run": lambda sandbox, home: _run(sandbox, home, older=True),
+    "checkpoint": functools.partial(_run, name="checkpoint", trainer=False),
+    "older run": functools.partial(_run, name="older run", older=True),
     "published": _published,
+    "upload without state": _upload_without_state,
     "pipeline": _pipeline,
 }
 
@@ -128,4 +144,6 @@ def environment(sandbox: Sandbox, root: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(ROOT),
         "CUDA_VISIBLE_DEVICES": "",
+        "DIFFUSERS_VERBOSITY": "error",
+        "TRANSFORMERS_VERBOSITY": "error",
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import io
 import json
 import os
 import shlex
+import socket
 import subprocess
 import tomllib
 import traceback
@@ -18,12 +20,12 @@ from typing import Any
 
 import yaml
 
-from tools.docs.blocks import DATA, ROOT, RUNNABLE, Block, Command, commands_of
-from tools.docs.compare import matches
+from tools.docs.blocks import DATA, ROOT, RUNNABLE, Block, Command, agree, commands_of
 from tools.docs.sandbox import Sandbox
 
 #: Stands for the page's folder in shown output.
 HOME = "/home/me"
+_OF_BASH = ("_", "OLDPWD", "PWD", "SHLVL")
 _SHELL_WORDS = set("|&;<>$`*?(){}~")
 
 
@@ -83,7 +85,7 @@ class PageSession:
 
     def _run(self, block: Block) -> Outcome:
         for command in block.values("setup"):
-            code, printed = self._shell(command)
+            code, printed = self._shell(command.replace("{root}", str(ROOT)))
             if code != 0:
                 return Outcome(f"{block.where}: setup {command!r} exits with {code}: {printed}")
         if block.language == "python":
@@ -100,7 +102,7 @@ class PageSession:
     ) -> str | None:
         text = command.text
         for before, after in block.replacements:
-            text = text.replace(before, after)
+            text = text.replace(before, after.replace("{port}", self._free_port))
         if text == "echo $?":
             code, printed = 0, f"{self._last_code}\n"
         else:
@@ -113,7 +115,7 @@ class PageSession:
         if not code_is_shown and code != expected:
             return f"{block.where}: $ {text}\nexits with {code}, not {expected}:\n{printed}"
         shown = "\n".join(command.output)
-        if shown.strip() and not matches(shown, printed, numbers_vary=block.numbers_vary):
+        if shown.strip() and not agree(block, shown, printed):
             lines = difflib.unified_diff(
                 shown.splitlines(), printed.splitlines(), "shown", "real", lineterm="", n=99
             )
@@ -163,10 +165,11 @@ class PageSession:
             stdout=subprocess.PIPE,
             check=False,
         )
-        pairs = (entry.split("=", 1) for entry in result.stdout.decode().split("\0") if entry)
-        names = {word.partition("=")[0] for word in shlex.split(text)[1:]}
-        self._environment |= {name: value for name, value in pairs if name in names}
-        os.environ.update({name: self._environment[name] for name in names})
+        pairs = dict(entry.split("=", 1) for entry in result.stdout.decode().split("\0") if entry)
+        changed = pairs.items() - self._environment.items()
+        exported = {name: value for name, value in changed if name not in _OF_BASH}
+        self._environment |= exported
+        os.environ.update(exported)
         return result.returncode, ""
 
     def _start(self, text: str) -> tuple[int, str]:
@@ -181,6 +184,12 @@ class PageSession:
         )
         self._background.append(process)
         return 0, ""
+
+    @functools.cached_property
+    def _free_port(self) -> str:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            return str(listener.getsockname()[1])
 
     def _stop_background(self) -> None:
         for process in self._background:

@@ -1,4 +1,4 @@
-"""Tables that come from the program itself: a command's options, and the rules.
+"""Tables that come from the program itself or from benchmarks/results/: options, rules, figures.
 
 They stand between ``<!-- table: options verify -->`` and ``<!-- end -->``.
 """
@@ -6,14 +6,17 @@ They stand between ``<!-- table: options verify -->`` and ``<!-- end -->``.
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sla_ckpt.checks.registry import all_rules
 from sla_ckpt.cli.main import COMMANDS
+from tools.docs.blocks import ROOT
 
 _TABLE = re.compile(
     r"(?P<start><!-- table: (?P<name>[\w ./]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
@@ -43,6 +46,10 @@ def table(name: str) -> str:
         return _join(_commands())
     if kind == "rules":
         return _join(_rules(argument))
+    if kind == "recovery":
+        return _join(_recovery(argument))
+    if kind == "attention":
+        return _join(_attention(argument))
     raise ValueError(f"no table is called {name!r}")
 
 
@@ -59,7 +66,7 @@ def _commands() -> Iterator[str]:
 
 def _options(command_name: str) -> Iterator[str]:
     command = importlib.import_module(f"sla_ckpt.cli.{command_name}").command
-    context = click.Context(command, info_name=f"sla-ckpt {command_name}")
+    context = click.Context(command, **command.context_settings)
     yield "| option | | default |"
     yield "|---|---|---|"
     for parameter in command.get_params(context):
@@ -69,15 +76,19 @@ def _options(command_name: str) -> Iterator[str]:
 
 def _option(option: click.Option, context: click.Context) -> str:
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
-    value = "" if option.is_flag else f" {_code(option.make_metavar(context))}"
+    value = "" if option.is_flag else f" {_value(option, context)}"
     help_text = _cell((option.help or "").split("\b")[0])
     shown = option.default if isinstance(option.default, (str, int, float)) else None
     default = "" if option.is_flag or shown is None else f"`{shown}`"
     return f"| {names}{value} | {help_text} | {default} |"
 
 
-def _code(text: str) -> str:
-    return "`" + text.replace("|", "\\|") + "`"
+def _value(option: click.Option, context: click.Context) -> str:
+    """The placeholder of an option's value."""
+    text = option.make_metavar(context)
+    for long, short in {"INTEGER": "N", "FLOAT": "X"}.items():
+        text = short if text in (long, f"{long} RANGE") else text
+    return f"`{_cell(text)}`"
 
 
 def _cell(text: str) -> str:
@@ -90,3 +101,42 @@ def _rules(folder: str) -> Iterator[str]:
     for item in (found for found in all_rules() if found.package is None):
         fix = "yes" if item.fixable else ""
         yield f"| [{item.code}]({folder}/{item.code}.md) | {item.level} | {item.title} | {fix} |"
+
+
+def _result(name: str) -> Any:
+    """A file of benchmarks/results/."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+_RECOVERY = {
+    "regen_8_real": "regen, 8 real samples",
+    "regen_1_real": "regen, 1 real sample",
+    "regen_8_synthetic": "regen, 8 made-up samples",
+}
+
+
+def _recovery(name: str) -> Iterator[str]:
+    runs = _result(name)["results"]
+    yield "| | " + " | ".join(run["regime"] for run in runs) + " |"
+    yield "|---|" + "---|" * len(runs)
+    for key, label in (("true_loss", "with the state"), ("lost_loss", "state lost")):
+        yield f"| loss, {label} | " + " | ".join(f"{run[key]:.4f}" for run in runs) + " |"
+    for key, label in _RECOVERY.items():
+        cells = (_share(run[key]) if key in run else "" for run in runs)
+        yield f"| {label} | " + " | ".join(cells) + " |"
+
+
+def _share(outcome: dict[str, Any]) -> str:
+    return f"{outcome['recovered']:.0f} %" if outcome["written"] else "nothing written"
+
+
+def _attention(name: str) -> Iterator[str]:
+    run = _result(name)["runs"]["first"]
+    yield "| tokens | heads, head_dim | topk | dense | thu-ml/SLA | sla-ckpt |"
+    yield "|---|---|---|---|---|---|"
+    for row in run["table"]:
+        shape = row["shape"]
+        size = f"{shape['length']:,} | {shape['heads']}, {shape['dim']} | {shape['topk']}"
+        modules = (row[key]["module"]["both"] for key in ("dense", "thu_64", "ours_64"))
+        yield f"| {size} | " + " | ".join(f"{time:.1f} ms" for time in modules) + " |"
