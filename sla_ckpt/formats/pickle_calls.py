@@ -24,6 +24,8 @@ def kind_of(value: object) -> str:
     """A value's kind, for messages."""
     if isinstance(value, GlobalName):
         return value.name
+    if isinstance(value, TorchName):
+        return value
     return f"a {type(value).__name__.removesuffix('Ref').removesuffix('Spec').lower()}"
 
 

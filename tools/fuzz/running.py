@@ -136,7 +136,9 @@ def judge(target: Target, data: bytes) -> Verdict:
         difference = target.oracle(data, value) or _slow(target, data, seconds)
     except Exception as error:
         return _crashed(error, seconds)
-    return Verdict("clean", _shape(value), difference, "", seconds)
+    # A report is always made; what counts is whether it finds the checkpoint whole.
+    outcome = "clean" if getattr(value, "ok", True) else "reported"
+    return Verdict(outcome, _shape(value), difference, "", seconds)
 
 
 def _slow(target: Target, data: bytes, seconds: float) -> str | None:
@@ -165,8 +167,9 @@ def _crashed(error: Exception, seconds: float) -> Verdict:
 
 def _shape(value: Any) -> str:
     """A coarse description of a clean result, so that different ones are told apart."""
-    notes = getattr(value, "notes", ())
-    return f"clean {type(value).__name__} {[_VARIABLE.sub('_', note) for note in notes]}"
+    notes = [_VARIABLE.sub("_", note) for note in getattr(value, "notes", ())]
+    codes = sorted({finding.code for finding in getattr(value, "findings", ())})
+    return f"read {type(value).__name__} {notes} {codes}"
 
 
 def run(
