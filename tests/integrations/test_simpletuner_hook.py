@@ -17,7 +17,7 @@ import pytest
 from tests import factories
 from tests.hub.running import environment
 from tests.integrations.conftest import ROOT
-from tests.interop.test_simpletuner_controller import downloaded_wheel
+from tests.interop.simpletuner_wheel import downloaded_wheel
 from tools.loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.interop

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
 import types
 import zipfile
@@ -21,32 +19,13 @@ from sla_ckpt.formats.twin import write_state
 from sla_ckpt.migrate import MigrateOptions, migrate
 from sla_ckpt.state import PairKey, SLASettings, SLAState
 from tests.formats.zip_builders import GOOD_STATE, STATES
+from tests.interop.simpletuner_wheel import downloaded_wheel
 from tests.migrate.layout_files import layer_tensors, save_pth
 
 pytestmark = pytest.mark.interop
 
-VERSION = "4.10.1"
-ROOT = Path(__file__).parents[2]
 MODULE = "simpletuner/helpers/training/attention_backend.py"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def downloaded_wheel() -> Path:
-    """SimpleTuner's wheel, fetched once; without it this test fails, it never skips."""
-    folder = Path(os.environ.get("SLA_CKPT_INTEROP_DIR", ROOT / ".venv-interop"))
-    pattern = f"simpletuner-{VERSION}-*.whl"
-    found = sorted(folder.glob(pattern))
-    if not found:
-        # Only the controller's module is used, so neither its dependencies nor its required
-        # Python matter.
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-             "--ignore-requires-python", "--only-binary", ":all:", "--dest", str(folder),
-             f"simpletuner=={VERSION}"],
-            check=True, timeout=240,
-        )  # fmt: skip
-        found = sorted(folder.glob(pattern))
-    return found[0]
 
 
 class StandInSLA(torch.nn.Module):

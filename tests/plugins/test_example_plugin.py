@@ -117,9 +117,12 @@ def test_its_layout_is_read_and_written_by_migrate(site: Path, tmp_path: Path) -
     assert without.returncode == 2 and "'acme' is not one of" in without.stderr
 
 
-def test_its_family_serves_regen(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_family_serves_regen_and_env_lists_it_all(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
+    from sla_ckpt.cli.env import collect
     from sla_ckpt.regen.families.base import collate
     from sla_ckpt.regen.families.registry import adapter_for
 
@@ -135,18 +138,17 @@ def test_its_family_serves_regen(site: Path, monkeypatch: pytest.MonkeyPatch) ->
     inputs = adapter.make_inputs(None, batch, batch.latents, torch.tensor([0.5]))
     assert inputs["timestep"].tolist() == [500.0]
     assert inputs["encoder_hidden_states"].shape == (1, 3, 16)
-    for name in [name for name in sys.modules if name.startswith("acme_sla")]:
-        monkeypatch.delitem(sys.modules, name)
-
-
-def test_env_lists_it_and_a_variable_leaves_it_out(site: Path, tmp_path: Path) -> None:
-    plugins = json.loads(run("env", "--json", site=site).stdout)["plugins"]
-    assert plugins == {
+    assert collect()["plugins"] == {
         "sla_ckpt.rules ACME001": "acme-sla 1.0",
         "sla_ckpt.layouts acme": "acme-sla 1.0",
         "sla_ckpt.pairs AcmeTransformer2DModel": "acme-sla 1.0",
         "sla_ckpt.families AcmeTransformer2DModel": "acme-sla 1.0",
     }
+    for name in [name for name in sys.modules if name.startswith("acme_sla")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_variable_leaves_it_out(site: Path) -> None:
     off = run("rules", site=site, SLA_CKPT_NO_PLUGINS="1")
     assert off.returncode == 0 and "ACME001" not in off.stdout
 
