@@ -40,15 +40,15 @@ _training = _group(
     ),
     click.option(
         "--optimizer",
-        type=click.Choice(["lbfgs", "adamw"]),
-        default="lbfgs",
+        type=click.Choice(["anneal", "lbfgs", "adamw"]),
+        default="anneal",
         show_default=True,
-        help="lbfgs: a step is up to 20 loss evaluations over all samples.",
+        help="anneal: a step is a sweep of up to 48 updates, each on fresh noise.",
     ),
     click.option("--lr", type=float, help="Learning rate of adamw.  [default: 0.01]"),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
     click.option("--draws", type=_POSITIVE, help="Draws of noise per sample; derived by default."),
-    click.option("--evaluations", type=click.IntRange(2, 20), help="Per L-BFGS step, at most."),
+    click.option("--evaluations", type=click.IntRange(2, 200), help="Loss evaluations per step."),
 )
 _sla = _group(
     click.option(
@@ -131,16 +131,16 @@ def command(
 
     Give real samples (--data, --images): without them quality cannot be confirmed.
     """
+    if plot is not None:
+        from sla_ckpt.pictures import check_picture
+
+        check_picture(plot)
     try:
         from sla_ckpt.regen.engine import regenerate
         from sla_ckpt.regen.options import RegenOptions, settings_from_text
         from sla_ckpt.regen.report import render_text
     except ImportError as error:
         raise MissingExtraError("regen", "regen", error.name or "torch") from error
-    if plot is not None:
-        from sla_ckpt.pictures import check_picture
-
-        check_picture(plot)
     names = ("topk", "blkq", "blkk", "feature_map")
     given = {name: values.pop(name) for name in names}
     options = RegenOptions(

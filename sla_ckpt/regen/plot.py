@@ -93,6 +93,9 @@ def _name(candidate: CandidateResult) -> str:
 
 def _draw_errors(axes: Any, item: PassResult) -> None:
     plain_axes(axes, "attention error against dense", x="layer", y="relative error")
+    if not item.pairs:
+        _say(axes, "no layer was measured")
+        return
     for place, pair in enumerate(item.pairs):
         layers = range(pair.layers)
         marker = _MARKERS[place % len(_MARKERS)]
