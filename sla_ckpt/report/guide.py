@@ -75,7 +75,7 @@ def render(markdown: str, *, level: int = 1, known: Iterable[str] = ()) -> Marku
     position = 0
     while position < len(lines):
         line = lines[position].rstrip()
-        if not line:
+        if not line or (line.startswith("<!--") and line.endswith("-->")):
             position += 1
             continue
         if line.startswith("```"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sla_ckpt.checks.summary import PairSummary, StateSummary
 from sla_ckpt.report.chart import spectrum
@@ -31,7 +31,7 @@ def run_section(run: Run, *, prefix: str, level: int, alone: bool) -> Markup:
     return el(
         "section",
         None if alone else el(f"h{level}", run.title),
-        _facts(run) if latest.report.problem is None else None,
+        _facts(run, ids) if latest.report.problem is None else None,
         timeline(run, ids, where, prefix=prefix, level=heading) if len(run.snapshots) > 1 else None,
         _findings(run, found, prefix, heading),
         _pairs(latest, prefix, heading) if latest.state else None,
@@ -47,7 +47,7 @@ def outcome(snapshot: Snapshot) -> Markup:
     return el("span", icon(mark.icon), mark.word, class_=f"mark {mark.class_}")
 
 
-def _facts(run: Run) -> Markup:
+def _facts(run: Run, ids: Mapping[int, str]) -> Markup:
     latest = run.latest
     items: list[tuple[str, Child]] = []
     if len(run.snapshots) > 1:
@@ -61,6 +61,8 @@ def _facts(run: Run) -> Markup:
         if beside:
             bad = sum(item.verdict in ("errors", "unexamined") for item in beside)
             items.append(("Others", f"{bad} of {len(beside)} with errors" if bad else "no errors"))
+    if (good := _last_good(run)) is not None:
+        items.append(("Last good one", el("a", good.name, href=f"#{ids[id(good)]}")))
     items.append(("Kind", latest.report.kind))
     report = latest.report
     if report.found or report.expected:
@@ -70,6 +72,18 @@ def _facts(run: Run) -> Markup:
         items.append(("On the Hub", el("a", latest.url, href=latest.url, rel="noreferrer")))
     notes = [el("p", note, class_="note") for note in report.notes]
     return join_facts(items, notes)
+
+
+def _last_good(run: Run) -> Snapshot | None:
+    """The newest checkpoint without errors, where the judged one has some."""
+    if run.latest.verdict in ("good", "warnings"):
+        return None
+    good = (
+        item
+        for item in reversed(run.snapshots)
+        if item.verdict in ("good", "warnings") and item.state and not item.unfinished
+    )
+    return next(good, None)
 
 
 def join_facts(items: list[tuple[str, Child]], notes: list[Markup]) -> Markup:

@@ -108,6 +108,17 @@ def test_the_timeline_says_what_happened(eventful: Path) -> None:
     assert said.index("NaN") < said.index("falls from norm") < said.index("norm 1 at")
 
 
+def test_a_bad_newest_checkpoint_points_to_the_last_good_one(tmp_path: Path) -> None:
+    runs.write(tmp_path, 1, runs.trained(1.0))
+    runs.write(tmp_path, 2, None)
+    newest = runs.write(tmp_path, 3, runs.trained(2.0))
+    assert "Last good one" not in page_of(tmp_path).text("dl", class_="facts")
+    (newest / STATE_FILE).write_bytes(b"")
+    page = page_of(tmp_path)
+    assert "Last good one checkpoint-1" in page.text("dl", class_="facts")
+    assert_sound(page)
+
+
 def test_the_chart_has_a_mark_with_a_title_for_every_checkpoint(eventful: Path) -> None:
     page = page_of(eventful)
     for class_ in ("wide", "narrow"):

@@ -86,7 +86,9 @@ def test_every_rule_is_explained_without_left_over_markdown() -> None:
     for article in articles:
         parsed = page(article)
         shown = parsed.text()
-        assert "](" not in shown and "```" not in shown and "**" not in shown
+        assert (
+            "](" not in shown and "<!--" not in shown and "```" not in shown and "**" not in shown
+        )
         assert parsed.all("h3") and not parsed.all("h1")
         assert parsed.all("h4"), "a rule's page has sections"
     assert list(explain(["SLA999"], level=3)) == [] and not has_page("SLA999")
@@ -103,6 +105,7 @@ Some *emphasis*, **bold**, `a < b` and 2 * 3 * 4,
 
 1. first
 
+<!-- docs: exit 1 -->
 ```sh
 if x:
     y < z
@@ -122,6 +125,7 @@ if x:
     assert parsed.all("pre")[0][0].text == "if x:\n    y < z"
     assert [cell.text for cell in parsed.all("th")] == ["a", "b"]
     assert "unknown" in parsed.text("p")
+    assert "docs:" not in parsed.text()
 
 
 def test_commands_in_hints_stand_out() -> None:
