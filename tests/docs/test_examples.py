@@ -78,6 +78,7 @@ def test_tables_are_those_of_the_program(tmp_path: Path) -> None:
     for page in PAGES:
         copy = tmp_path / "page.md"
         copy.write_bytes((ROOT / page).read_bytes())
+        assert copy.read_text(encoding="utf-8").count("<!-- table:") == tables.count(copy)
         assert not tables.refresh(copy), f"{page} is stale; run: python -m tools.docs tables"
 
 

@@ -5,6 +5,7 @@ A page names what it starts from with ``<!-- docs: given NAME -->``:
 | name | what is there |
 |---|---|
 | ``nothing`` | links to examples/ and tools/, as in a checkout |
+| ``checkout`` | the pages as well, copied, and all that they are made from |
 | ``run`` | a run: output/checkpoint-500 with the trainer's files, cache/ |
 | ``checkpoint`` | the same without the trainer's files, as for inference |
 | ``older run`` | the same, its settings as an older trainer wrote them |
@@ -91,6 +92,14 @@ def _run(
     shutil.copytree(made, home, dirs_exist_ok=True)
 
 
+def _checkout(sandbox: Sandbox, home: Path) -> None:
+    for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md"):
+        shutil.copy(ROOT / page, home)
+    shutil.copytree(ROOT / "docs", home / "docs")
+    for name in ("benchmarks", "sla_ckpt", "tests"):
+        (home / name).symlink_to(ROOT / name)
+
+
 def _published(sandbox: Sandbox, home: Path) -> None:
     from sla_ckpt.hub.push import PushOptions, push
 
@@ -117,6 +126,7 @@ def _pipeline(sandbox: Sandbox, home: Path) -> None:
 
 _GIVEN: dict[str, Callable[[Sandbox, Path], None]] = {
     "nothing": lambda sandbox, home: None,
+    "checkout": _checkout,
     "run": _run,
     "checkpoint": functools.partial(_run, name="checkpoint", trainer=False),
     "older run": functools.partial(_run, name="older run", older=True),

@@ -19,7 +19,7 @@ from sla_ckpt.cli.main import COMMANDS
 from tools.docs.blocks import ROOT
 
 _TABLE = re.compile(
-    r"(?P<start><!-- table: (?P<name>[\w ./]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+    r"(?P<start><!-- table: (?P<name>[^>]+?) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
 )
 
 
@@ -31,6 +31,11 @@ def refresh(page: Path) -> bool:
         return False
     page.write_text(fresh, encoding="utf-8")
     return True
+
+
+def count(page: Path) -> int:
+    """How many tables of a page are kept."""
+    return len(_TABLE.findall(page.read_text(encoding="utf-8")))
 
 
 def table(name: str) -> str:
@@ -110,21 +115,20 @@ def _result(name: str) -> Any:
 
 
 _RECOVERY = {
-    "regen_8_real": "regen, 8 real samples",
-    "regen_1_real": "regen, 1 real sample",
-    "regen_8_synthetic": "regen, 8 made-up samples",
+    "regen_8_real": "8 real samples",
+    "regen_1_real": "1 real sample",
+    "regen_8_synthetic": "8 made-up samples",
 }
 
 
 def _recovery(name: str) -> Iterator[str]:
-    runs = _result(name)["results"]
-    yield "| | " + " | ".join(run["regime"] for run in runs) + " |"
-    yield "|---|" + "---|" * len(runs)
-    for key, label in (("true_loss", "with the state"), ("lost_loss", "state lost")):
-        yield f"| loss, {label} | " + " | ".join(f"{run[key]:.4f}" for run in runs) + " |"
-    for key, label in _RECOVERY.items():
-        cells = (_share(run[key]) if key in run else "" for run in runs)
-        yield f"| {label} | " + " | ".join(cells) + " |"
+    yield f"| model | loss | state lost | {' | '.join(_RECOVERY.values())} |"
+    yield "|---|---|---|" + "---|" * len(_RECOVERY)
+    for run in _result(name)["results"]:
+        model = f"{run['regime']}, head_dim {run['head_dim']}, topk {run['topk']}"
+        shares = (_share(run[key]) if key in run else "" for key in _RECOVERY)
+        losses = f"{run['true_loss']:.4f} | {run['lost_loss']:.4f}"
+        yield f"| {model} | {losses} | {' | '.join(shares)} |"
 
 
 def _share(outcome: dict[str, Any]) -> str:
@@ -132,7 +136,8 @@ def _share(outcome: dict[str, Any]) -> str:
 
 
 def _attention(name: str) -> Iterator[str]:
-    run = _result(name)["runs"]["first"]
+    """The newest run that compares the whole module with the others."""
+    run = [run for run in _result(name)["runs"].values() if "table" in run][-1]
     yield "| tokens | heads, head_dim | topk | dense | thu-ml/SLA | sla-ckpt |"
     yield "|---|---|---|---|---|---|"
     for row in run["table"]:
