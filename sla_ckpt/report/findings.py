@@ -130,7 +130,7 @@ def _message(item: Occurrence, several: bool) -> Markup:
         tail.append(_line("In", _names(item.rows)))
     if finding.help:
         tail.append(_line("Next", command(finding.help)))
-    if finding.fixable:
+    if finding.fixable and "--fix" not in (finding.help or ""):
         tail.append(_line("Repair", el("code", "sla-ckpt verify --fix"), " can do it"))
     return el("div", el("p", finding.message, class_="what"), el("dl", tail), class_="message")
 
