@@ -154,19 +154,19 @@ def _subject(runs: Sequence[Run]) -> str:
 def _contents(runs: Sequence[Run], rules: bool) -> Markup:
     """Links to the parts of the page; with several targets, a table of them."""
     if len(runs) > 1:
+        longest = max(len(run.snapshots) for run in runs)
         rows = [
             el(
                 "tr",
                 el("td", el("a", run.title, href=f"#r{number}")),
                 el("td", outcome(run.latest)),
-                el(
-                    "td", str(len(run.snapshots)) if len(run.snapshots) > 1 else "", class_="number"
-                ),
+                el("td", str(len(run.snapshots)), class_="number") if longest > 1 else None,
             )
             for number, run in enumerate(runs, 1)
         ]
         head = [el("th", word, scope="col") for word in ("Target", "Verdict")]
-        head.append(el("th", "Checkpoints", scope="col", class_="number"))
+        if longest > 1:
+            head.append(el("th", "Checkpoints", scope="col", class_="number"))
         table = el("table", el("thead", el("tr", head)), el("tbody", rows))
         return el(
             "nav",
