@@ -51,14 +51,23 @@ def announced(group: str) -> tuple[EntryPoint, ...]:
         return ()
     from importlib.metadata import entry_points
 
-    return tuple(sorted(entry_points(group=group), key=lambda item: (item.name, package_of(item))))
+    try:
+        found = entry_points(group=group)
+    except Exception as error:  # one package with malformed metadata spoils the whole listing
+        warn(
+            "plug-ins are left out, because an installed package has unreadable metadata: "
+            f"{type(error).__name__}: {error}"
+        )
+        return ()
+    return tuple(sorted(found, key=lambda item: (item.name, package_of(item))))
 
 
 def package_of(entry: EntryPoint) -> str:
     """``"acme-sla 1.0"``, the package that announces an entry point."""
-    if entry.dist is None:
-        return "an unknown package"
-    return f"{entry.dist.name} {entry.dist.version}"
+    metadata = entry.dist.metadata if entry.dist is not None else None
+    if metadata is None or "Name" not in metadata or "Version" not in metadata:
+        return "an unnamed package"
+    return f"{metadata['Name']} {metadata['Version']}"
 
 
 def load(entry: EntryPoint) -> object:

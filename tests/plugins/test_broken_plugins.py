@@ -208,3 +208,25 @@ def test_plain_verify_imports_no_plug_in_code_beyond_the_rules(good: Path, tmp_p
     site = announce(tmp_path / "site", "lazy-sla", entries, lazy_sla=source)
     done = run("verify", good, "--json", site=site)
     assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize("listing", ["[sla_ckpt.rules]\nno equals sign\n", "[a]\nx\n"])
+def test_malformed_metadata_of_any_package_is_one_warning(
+    good: Path, tmp_path: Path, listing: str
+) -> None:
+    info = tmp_path / "site" / "odd-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "entry_points.txt").write_text(listing)
+    done = run("verify", good, "--json", site=info.parent)
+    assert done.returncode == 0 and json.loads(done.stdout)["ok"] is True
+    (line,) = done.stderr.splitlines()
+    assert "plug-ins are left out, because an installed package has unreadable metadata" in line
+
+
+def test_a_package_without_a_name_is_told_as_such(good: Path, tmp_path: Path) -> None:
+    info = tmp_path / "site" / "odd-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "entry_points.txt").write_text("[sla_ckpt.rules]\nBAD001 = no_such_module:RULE\n")
+    done = run("verify", good, site=info.parent)
+    assert done.returncode == 0
+    assert "plug-in BAD001 of an unnamed package does not load" in done.stderr
