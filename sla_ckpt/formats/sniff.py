@@ -24,9 +24,9 @@ def sniff(head: bytes, size: int) -> str:
     Returns:
         ``"empty"``, ``"zip"``, ``"empty-zip"``, ``"safetensors"``, ``"lfs-pointer"``, ``"html"``,
         ``"xml"``, ``"json"``, ``"legacy-torch"``, ``"pickle"``, ``"gzip"``, ``"tar"``,
-        ``"numpy"``, ``"gguf"``, ``"zeros"``, ``"text"`` or ``"unknown"``. ``"zip"`` includes
-        every file that ``torch.save`` writes today; only :mod:`sla_ckpt.formats.torch_zip` can
-        tell those from other archives.
+        ``"numpy"``, ``"gguf"``, ``"7z"``, ``"rar"``, ``"xz"``, ``"bzip2"``, ``"zstd"``,
+        ``"zeros"``, ``"text"`` or ``"unknown"``. ``"zip"`` includes every file that ``torch.save``
+        writes today; only :mod:`sla_ckpt.formats.torch_zip` can tell those from other archives.
     """
     if size == 0:
         return "empty"
@@ -52,6 +52,11 @@ _MAGICS = (
     (b"\x1f\x8b", "gzip"),
     (b"\x93NUMPY", "numpy"),
     (b"GGUF", "gguf"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    (b"Rar!\x1a\x07", "rar"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"BZh", "bzip2"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
 )
 
 
@@ -109,6 +114,10 @@ _WHAT = {
     ),
     "gzip": ("gzip-compressed data", "decompress it with gunzip first"),
     "tar": ("a tar archive", "unpack it first"),
+    **{
+        kind: (f"a {kind} archive", "never unpack and load it; run: sla-ckpt regen")
+        for kind in ("7z", "rar", "xz", "bzip2", "zstd")
+    },
     "numpy": ("a numpy array", "find the file that the trainer wrote, or run: sla-ckpt regen"),
     "gguf": ("a GGUF file", "find the file that the trainer wrote, or run: sla-ckpt regen"),
     "zeros": (

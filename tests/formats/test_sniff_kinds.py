@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import pickle
 import tarfile
 
@@ -53,6 +55,11 @@ KINDS = [
     (tarred(), "tar"),
     (numpy_file(), "numpy"),
     (b"GGUF\x03", "gguf"),
+    (b"7z\xbc\xaf\x27\x1c\0\x04", "7z"),
+    (b"Rar!\x1a\x07\x01\0", "rar"),
+    (lzma.compress(b"x"), "xz"),
+    (bz2.compress(b"x"), "bzip2"),
+    (b"\x28\xb5\x2f\xfd\x04", "zstd"),
     (b"\0" * 500, "zeros"),
     (b"PK\x05\x06" + b"\0" * 18, "empty-zip"),
     (bytes(range(200)), "unknown"),

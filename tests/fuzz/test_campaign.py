@@ -21,7 +21,7 @@ from tools.fuzz.campaign import Campaign, run_campaign
 from tools.fuzz.running import Tally, judge, make_input, run_one, warm_up
 from tools.fuzz.targets import TARGETS, Target
 
-INPUTS = 6000
+INPUTS = 3000
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,9 +45,10 @@ def test_every_reader_survives_a_short_campaign(tmp_path: Path) -> None:
     assert not list(keep.iterdir())
     kinds = {name: set(found["outcomes"]) for name, found in figures["targets"].items()}
     # Mutations that are all refused at the door, or all harmless, would test nothing.
-    assert all("clean" in outcomes and len(outcomes) > 1 for outcomes in kinds.values() if outcomes)
+    assert {name for name, outcomes in kinds.items() if outcomes == {"clean"}} == set()
+    assert {name for name, outcomes in kinds.items() if "clean" not in outcomes} == set()
     assert {"unsafe-pickle", "pickle", "zip", "ambiguous-zip", "crc", "bomb"} <= kinds["state"]
-    assert len(list(verdicts.glob("*.txt"))) == figures["different_verdicts"] > 500
+    assert len(list(verdicts.glob("*.txt"))) == figures["different_verdicts"] > 300
 
 
 def test_an_input_is_a_function_of_seed_and_index() -> None:
@@ -63,7 +64,7 @@ def _target(read: Callable[[bytes], Any], oracle: Callable[[bytes, Any], str | N
 
 
 def _endless(_data: bytes) -> bytes:
-    deadline = time.thread_time() + 2.1
+    deadline = time.thread_time() + 0.15
     while time.thread_time() < deadline:
         sum(range(1000))
     return b""
@@ -94,8 +95,12 @@ def _raises(error: Exception) -> Callable[[bytes], Any]:
     ],
 )
 def test_what_counts_as_a_finding(
-    read: Callable[[bytes], Any], oracle: Callable[[bytes, Any], str | None], found: str | None
+    read: Callable[[bytes], Any],
+    oracle: Callable[[bytes, Any], str | None],
+    found: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(limits, "SECONDS", 0.1)
     tally = Tally()
     run_one(tally, _target(read, oracle), b"1234", 1)
     whats = [finding.what for finding in tally.findings]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,15 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from click import unstyle
 
 from sla_ckpt.checkpoint.runconfig import load_run_config
 from sla_ckpt.checks.render import to_github, to_json, to_sarif, to_text
 from sla_ckpt.checks.verify import verify
-from sla_ckpt.formats.twin import encode_twin
+from sla_ckpt.formats.simpletuner import encode_state
+from sla_ckpt.formats.twin import encode_safetensors, encode_twin
+from sla_ckpt.state import PairKey, ProjectionTensors, SLAState
 from tools.fuzz import binary, jsons, pickles, seeds, texts
 
 _PIPELINE = {
@@ -22,6 +26,16 @@ _PIPELINE = {
     "transformer": ["diffusers", "X"],
     "vae": [None, None],
 }
+
+
+_CONFIG = {**seeds.CONFIGS[0], "attention_head_dim": 2}
+_SHARD = "diffusion_pytorch_model-00001-of-00001.safetensors"
+_INDEX = {"metadata": {"total_size": 2}, "weight_map": {"w": _SHARD}}
+_PROJECTION = ProjectionTensors(np.ones((2, 2), np.float32), np.ones(2, np.float32))
+
+
+def _manifest() -> dict[str, Any]:
+    return {**seeds.manifest(), "files": ["optimizer.bin", "sla_attention.pt"]}
 
 
 class _Folder:
@@ -38,20 +52,21 @@ class _Folder:
         memory = Path("/dev/shm")
         self._directory = TemporaryDirectory(dir=memory if memory.is_dir() else None)
         self.root = Path(self._directory.name) / "checkpoint-3"
-        header, body = seeds.safetensors_seeds()[0]
-        raw = json.dumps(header).encode()
-        weights = len(raw).to_bytes(8, "little") + raw + body
+        state = SLAState({PairKey(2, "bf16"): _PROJECTION}, origin={"data": "real"})
+        file = encode_state(state)
+        weights = encode_safetensors({"w": ("BF16", (1, 1), bytes(2))}, {"format": "pt"})
         self.tidy = {
-            "sla_attention.pt": seeds.saved_states()[0],
-            "sla_attention.safetensors": encode_twin(binary.twin_state(Random(1)), pt_sha256="0"),
+            "sla_attention.pt": file,
+            "sla_attention.safetensors": encode_twin(
+                state, pt_sha256=hashlib.sha256(file).hexdigest()),
             "optimizer.bin": seeds.saved_optimizers()[0],
             "training_state.json": b'{"global_step": 3, "epoch": 1}',
-            "checkpoint_manifest.json": json.dumps(seeds.manifest()).encode(),
+            "checkpoint_manifest.json": json.dumps(_manifest()).encode(),
             "simpletuner_config.json": json.dumps(seeds.RUN_CONFIG).encode(),
-            "transformer/config.json": json.dumps(seeds.CONFIGS[0]).encode(),
-            "transformer/diffusion_pytorch_model-00001-of-00003.safetensors": weights,
+            "transformer/config.json": json.dumps(_CONFIG).encode(),
+            f"transformer/{_SHARD}": weights,
             "transformer/diffusion_pytorch_model.safetensors.index.json":
-                json.dumps(seeds.INDEX).encode(),
+                json.dumps(_INDEX).encode(),
             "model_index.json": json.dumps(_PIPELINE).encode(),
         }  # fmt: skip
         for name, data in self.tidy.items():
@@ -69,12 +84,12 @@ _MAKERS: tuple[tuple[str, Callable[[Random], bytes]], ...] = (
     ("sla_attention.safetensors", binary.make_twin),
     ("optimizer.bin", binary.torch_file("optimizer", pickles.random_optimizer)),
     ("training_state.json", lambda rng: texts.mutate_json(rng, {"global_step": 3, "epoch": 1})),
-    ("checkpoint_manifest.json", lambda rng: jsons.make_manifest(rng)),
+    ("checkpoint_manifest.json", lambda rng: texts.mutate_json(rng, _manifest())),
     ("simpletuner_config.json", jsons.make_run_config),
-    ("transformer/config.json", lambda rng: texts.mutate_json(rng, rng.choice(seeds.CONFIGS))),
-    ("transformer/diffusion_pytorch_model-00001-of-00003.safetensors", binary.make_safetensors),
+    ("transformer/config.json", lambda rng: texts.mutate_json(rng, _CONFIG)),
+    (f"transformer/{_SHARD}", binary.make_safetensors),
     ("transformer/diffusion_pytorch_model.safetensors.index.json",
-     lambda rng: texts.mutate_json(rng, seeds.INDEX)),
+     lambda rng: texts.mutate_json(rng, _INDEX)),
     ("model_index.json", lambda rng: texts.mutate_json(rng, _PIPELINE)),
 )  # fmt: skip
 
