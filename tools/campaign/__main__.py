@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools.campaign import kills, powerloss, pushes, soak
+from tools.campaign import faults, kills, powerloss, pushes, soak
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -54,7 +55,12 @@ def run_interrupts(options: argparse.Namespace) -> dict[str, Any]:
     return soak.interrupts(options.count or 50, options.seed, note)
 
 
+def run_faults(options: argparse.Namespace) -> dict[str, Any]:
+    return faults.campaign(options.commands or [], options.count or 30, options.seed, note)
+
+
 PARTS = {
+    "faults": run_faults,
     "verify": run_verify,
     "loop": run_loop,
     "interrupts": run_interrupts,
@@ -76,6 +82,8 @@ def main() -> None:
         "--out", type=Path, help="by default benchmarks/results/reliability-PART.json"
     )
     options = parser.parse_args()
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ["OMP_NUM_THREADS"] = "1"
     result = PARTS[options.part](options)
     out = options.out or RESULTS / f"reliability-{options.part}.json"
     document = {

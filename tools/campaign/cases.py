@@ -68,6 +68,8 @@ class Case:
         repeatable: Whether a rerun gives the same bytes wherever the first run died.
         reference: What a whole run leaves; from :meth:`measure`.
         seconds: How long a whole run took from its first change of a file on.
+        events: How many changes of the file system it made.
+        whole: The whole run.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Case:
     allowed: frozenset[str] = frozenset()
     seconds: float = 0.0
     events: int = 0
+    whole: Done | None = None
 
     def fresh(self, root: Path) -> Path:
         """A copy of the checkpoint at ``root``."""
@@ -112,7 +115,7 @@ class Case:
         done = server.wait()
         assert done.code == 0, done.text
         self.seconds = done.seconds - (begun - start)
-        self.events = len(done.events)
+        self.events, self.whole = len(done.events), done
         found = contents(root)
         self.reference = live(found)
         assert not [path for path in found if is_ours(path)], sorted(found)

@@ -148,7 +148,7 @@ def _preload(kind: str) -> None:
     import sla_ckpt.migrate.show
     import sla_ckpt.migrate.verify_fix
 
-    if kind == "regen":
+    if kind != "cli":
         import torch
         from diffusers import FluxTransformer2DModel  # noqa: F401
 
@@ -156,6 +156,19 @@ def _preload(kind: str) -> None:
         import sla_ckpt.regen.engine  # noqa: F401
 
         torch.set_num_threads(1)
+
+
+def _import_all() -> None:
+    import importlib
+    import pkgutil
+
+    import sla_ckpt
+
+    for name in ("encodings.idna", "encodings.utf_8_sig"):
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(sla_ckpt.__path__, "sla_ckpt."):
+        if "triton" not in module.name and "__main__" not in module.name:
+            importlib.import_module(module.name)
 
 
 def _limit(request: dict[str, Any]) -> None:
@@ -167,9 +180,17 @@ def _limit(request: dict[str, Any]) -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if (uid := request.get("uid")) is not None:
+        _import_all()  # another user may not reach the interpreter's folder
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
+
+
+def _set_clock(now: float) -> None:
+    """The time of day, for whoever asks Python for it."""
+    real = time.gmtime
+    time.time = lambda: now
+    time.gmtime = lambda seconds=None: real(now if seconds is None else seconds)
 
 
 def _child(request: dict[str, Any], channel: int) -> None:
@@ -196,6 +217,8 @@ def _child(request: dict[str, Any], channel: int) -> None:
         log,
         (lambda: (os.write(reply, announced), None)[1]) if request.get("announce") else None,
     )
+    if "clock" in request:
+        _set_clock(request["clock"])
     _limit(request)
     tracer.install()
     from sla_ckpt.cli.main import run

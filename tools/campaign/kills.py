@@ -22,7 +22,7 @@ from tools.campaign.cases import (
     pull_case,
     regen_case,
 )
-from tools.campaign.children import Done, Server
+from tools.campaign.children import Server
 from tools.loopback_hub import LoopbackHub
 
 COMMANDS = ("migrate", "fix", "regen", "pull")
@@ -34,6 +34,13 @@ def cases(command: str, folder: Path) -> Iterator[tuple[Server, list[Case]]]:
     with ExitStack() as stack:
         # Before the Hub, whose sockets the children would else inherit.
         server = stack.enter_context(Server("cli" if command == "pull" else "regen"))
+        yield server, stack.enter_context(measured(command, server, folder))
+
+
+@contextmanager
+def measured(command: str, server: Server, folder: Path) -> Iterator[list[Case]]:
+    """The cases of a command, a whole run of each behind them."""
+    with ExitStack() as stack:
         if command == "migrate":
             found = [migrate_case(folder / "one")]
         elif command == "fix":
@@ -47,7 +54,7 @@ def cases(command: str, folder: Path) -> Iterator[tuple[Server, list[Case]]]:
                 found.append(pull_case(hub, folder / name, over=name == "two"))
         for number, case in enumerate(found):
             case.measure(server, folder / f"measure-{number}" / "checkpoint-3")
-        yield server, found
+        yield found
 
 
 def random_kills(
@@ -75,14 +82,9 @@ def random_kills(
                 continue
             hits += 1
             try:
-                state = case.check_killed(root)
-                tally[state] += 1
                 left = [p for p in contents(root) if is_ours(p)] if root.exists() else []
                 leftovers["some" if left else "none"] += 1
-                if root.exists() and state != "absent":
-                    new = error_codes(root) - case.allowed if case.name != "pull" else ()
-                    codes.update(new)
-                case.check_rerun(case.run(server, root), root)
+                tally[judge_killed(case, server, root, codes)] += 1
             except AssertionError as error:
                 faults.append({"trial": trial, "when": when, "what": _clean(str(error), folder)})
                 note(f"{command} {trial} {when}: {faults[-1]['what']}")
@@ -135,10 +137,7 @@ def boundary_kills(command: str, note: Callable[[str], None]) -> dict[str, Any]:
                 events.append(options.get("at", 0))
                 try:
                     assert done.code in (-9, -25), done.text
-                    tally[case.check_killed(root)] += 1
-                    if root.exists() and case.old:
-                        codes.update(error_codes(root) - case.allowed)
-                    case.check_rerun(case.run(server, root), root)
+                    tally[judge_killed(case, server, root, codes)] += 1
                 except AssertionError as error:
                     faults.append({**options, "what": _clean(str(error), folder)})
                     note(f"{command} {options}: {faults[-1]['what']}")
@@ -150,6 +149,19 @@ def boundary_kills(command: str, note: Callable[[str], None]) -> dict[str, Any]:
         "error_codes_while_interrupted": dict(codes),
         "faults": faults,
     }
+
+
+def judge_killed(case: Case, server: Server, root: Path, codes: Counter[str]) -> str:
+    """What a killed run left is whole, verify names a mix, and a rerun comes to its end."""
+    state = case.check_killed(root)
+    if state != "absent":
+        new = error_codes(root) - case.allowed
+        codes.update(new)
+        if state == "between" and case.name != "regen":
+            assert "SLA301" in new, "old and new are mixed, and verify does not say so"
+        assert case.name != "regen" or not new, new
+    case.check_rerun(case.run(server, root), root)
+    return state
 
 
 def _everywhere(case: Case) -> Iterator[dict[str, Any]]:
@@ -173,7 +185,3 @@ def scratch() -> Iterator[Path]:
 
 def _clean(text: str, folder: Path) -> str:
     return text.replace(str(folder), "…").strip()[:2000]
-
-
-def outcome(done: Done) -> str:
-    return f"exit {done.code}"

@@ -14,8 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from sla_ckpt.formats.simpletuner import encode_state
@@ -26,7 +28,8 @@ from tools.campaign.kills import scratch
 from tools.loopback_hub import LoopbackHub
 
 REPO = "alice/model"
-WORKERS = 3
+WORKERS = 6
+BLOCK = 20
 #: Which requests a fault may meet: every kind that a push makes.
 TARGETS = (
     "GET /api/whoami",
@@ -51,8 +54,9 @@ STATUSES = (400, 401, 403, 404, 408, 409, 412, 413, 422, 429, 500, 502, 503, 504
 
 @dataclass
 class Tally:
-    """What one worker counted."""
+    """What one block counted."""
 
+    xet: bool = False
     runs: int = 0
     codes: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)
@@ -67,56 +71,57 @@ class Tally:
 
 
 def campaign(count: int, seed: int, note: Callable[[str], None]) -> dict[str, Any]:
-    """``count`` runs, shared by a few workers with a Hub each; two of three take LFS, one xet."""
+    """``count`` runs, in blocks of 20 with a Hub each; every tenth block takes xet, others LFS."""
     started = time.monotonic()
-    with ThreadPoolExecutor(WORKERS) as pool:
+    blocks = [(n, min(BLOCK, count - n * BLOCK)) for n in range(-(-count // BLOCK))]
+    with ExitStack() as stack, ThreadPoolExecutor(WORKERS) as pool:
         # The fork servers first: their children must not inherit a Hub's sockets.
-        servers = [Server() for _ in range(WORKERS)]
-        for server in servers:
-            server.__enter__()
-        shares = [count // WORKERS + (n < count % WORKERS) for n in range(WORKERS)]
-        jobs = [pool.submit(_worker, servers[n], shares[n], seed, n, note) for n in range(WORKERS)]
+        servers: SimpleQueue[Server] = SimpleQueue()
+        for _ in range(min(WORKERS, len(blocks))):
+            servers.put(stack.enter_context(Server()))
+        jobs = [pool.submit(_block, servers, size, seed, n, note) for n, size in blocks]
         tallies = [job.result() for job in jobs]
-        for server in servers:
-            server.__exit__(None, None, None)
     faults = [fault for tally in tallies for fault in tally.faults]
     return {
         "runs": sum(t.runs for t in tallies),
+        "runs_over_xet": sum(t.runs for t in tallies if t.xet),
         "faults_set": dict(sum((t.actions for t in tallies), Counter())),
-        "faults_that_struck": sum(t.struck for t in tallies),
+        "requests_that_met_a_fault": sum(t.struck for t in tallies),
         "overtaken_by_another_push": sum(t.overtaken for t in tallies),
         "killed_on_the_way": sum(t.killed for t in tallies),
         "exit_codes_under_faults": dict(sum((t.codes for t in tallies), Counter())),
         "requests": sum(t.requests for t in tallies),
         "revisions_looked_at": sum(t.revisions for t in tallies),
         "versions_published": sum(t.versions for t in tallies),
-        "outputs_searched_for_the_token": sum(t.outputs for t in tallies),
+        "outputs_and_files_searched_for_the_token": sum(t.outputs for t in tallies),
         "faults": faults,
         "seed": seed,
         "wall_seconds": round(time.monotonic() - started, 1),
     }
 
 
-def _worker(
-    server: Server, count: int, seed: int, number: int, note: Callable[[str], None]
+def _block(
+    servers: SimpleQueue[Server], count: int, seed: int, number: int, note: Callable[[str], None]
 ) -> Tally:
-    tally = Tally()
-    rng = random.Random(f"{seed}-{number}")
-    with scratch() as folder:
-        while tally.runs < count:
-            # A Hub for 25 runs: its history stays short enough to look at after every push.
-            part = folder / f"hub-{tally.runs}"
-            with LoopbackHub(part, xet=number == WORKERS - 1) as hub:
-                campaign = _Repository(hub, server, folder / f"work-{tally.runs}", rng, tally)
-                for _ in range(min(25, count - tally.runs)):
-                    campaign.one_run()
-                    tally.runs += 1
-            note(f"worker {number}: {tally.runs}, {dict(tally.codes)}, {len(tally.faults)} faults")
-    return tally
+    server = servers.get()
+    try:
+        tally = Tally(xet=number % 10 == 9)
+        rng = random.Random(f"{seed}-{number}")
+        with scratch() as folder, LoopbackHub(folder / "hub", xet=tally.xet) as hub:
+            repository = Repository(hub, server, folder / "work", rng, tally)
+            for _ in range(count):
+                repository.one_run()
+                tally.runs += 1
+                if tally.faults and tally.faults[-1]["run"] == tally.runs - 1:
+                    note(f"block {number}: {json.dumps(tally.faults[-1], indent=1)}")
+        note(f"block {number}: {tally.runs} runs, {dict(tally.codes)}, {len(tally.faults)} faults")
+        return tally
+    finally:
+        servers.put(server)
 
 
 @dataclass
-class _Repository:
+class Repository:
     hub: LoopbackHub
     server: Server
     folder: Path
