@@ -1,6 +1,7 @@
 # Sourced by demo.sh and test.sh: makes .venv in the project root, installs sla-ckpt with its
 # development extras, and puts it on the PATH. A second run finds everything there and is quick.
-# Set SLA_CKPT_VENV to use another folder, PYTHON to choose the interpreter.
+# Set SLA_CKPT_VENV to use another folder, PYTHON to choose the interpreter, SLA_CKPT_LOCKED=1 to
+# install the versions of requirements-dev.lock, whose files are checked against their hashes.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${SLA_CKPT_VENV:-$PWD/.venv}
@@ -40,6 +41,11 @@ if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ tools/venv.sh -nt "
         fi
         pip install --quiet --retries 1 --timeout 60 ${index[@]+"${index[@]}"} 'torch==2.13.0'
     fi
-    pip install --quiet --editable '.[dev]'
+    if [ -n "${SLA_CKPT_LOCKED:-}" ]; then
+        pip install --quiet --no-deps --require-hashes -r requirements-dev.lock
+        pip install --quiet --no-deps --editable .
+    else
+        pip install --quiet --editable '.[dev]'
+    fi
     touch "$stamp"
 fi

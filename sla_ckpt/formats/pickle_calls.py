@@ -20,6 +20,12 @@ _DEVICES = ("cpu", "cuda", "hip", "hpu", "meta", "mps", "mtia", "xla", "xpu")
 _NUMBERED = re.compile(r"([a-z]+):(0|[1-9]\d?)")
 
 
+_PARAMETERS = (
+    ("torch._utils._rebuild_parameter", 3),
+    ("torch._utils._rebuild_parameter_with_state", 4),
+)
+
+
 def kind_of(value: object) -> str:
     """A value's kind, for messages."""
     if isinstance(value, GlobalName):
@@ -39,7 +45,7 @@ def reduce(machine: Machine, function: str, arguments: tuple[Any, ...]) -> objec
         return _tensor(machine, arguments[:6], None, arguments[6:])
     if function == "torch._utils._rebuild_tensor_v3" and len(arguments) in (7, 8):
         return _tensor(machine, arguments[:6], arguments[6], arguments[7:])
-    if function.startswith("torch._utils._rebuild_parameter") and len(arguments) in (3, 4):
+    if (function, len(arguments)) in _PARAMETERS:
         return _parameter(machine, *arguments)
     if function == "collections.OrderedDict" and not arguments:
         return OrderedDict()
@@ -55,8 +61,10 @@ def reduce(machine: Machine, function: str, arguments: tuple[Any, ...]) -> objec
 def _parameter(
     machine: Machine, tensor: object, requires_grad: object, hooks: object, state: object = None
 ) -> TensorSpec:
-    if not isinstance(tensor, TensorSpec) or type(requires_grad) is not bool or hooks or state:
+    if not isinstance(tensor, TensorSpec) or type(requires_grad) is not bool or hooks:
         machine.fault("a Parameter is not made of a plain tensor")
+    if state is not None and state != {}:
+        machine.fault("a Parameter carries attributes")
     if requires_grad and not _is_differentiable(tensor.dtype):
         machine.fault(f"a Parameter of {tensor.dtype} requires a gradient")
     machine.note("tensors saved as nn.Parameter")
