@@ -15,15 +15,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOT_SOURCE = shutil.ignore_patterns(
-    ".git", ".venv*", "dist", "build", "site", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info"
+    ".git", ".venv*", "dist", "build", "site", "__pycache__", ".*_cache", ".hypothesis",
+    "*.egg-info",
 )  # fmt: skip
 
 
 def built(tree: Path, out: Path, **environment: str) -> dict[str, str]:
     """File name -> sha256 of what ``tools/build.sh`` makes of a tree."""
+    fixed = {"PYTHON": sys.executable, "SOURCE_DATE_EPOCH": "1700000000"}
     done = subprocess.run(
-        ["bash", tree / "tools" / "build.sh", out],
-        env={**os.environ, "PYTHON": sys.executable, "SOURCE_DATE_EPOCH": "1700000000", **environment},
+        ["bash", tree / "tools" / "build.sh", out], env={**os.environ, **fixed, **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
