@@ -78,7 +78,7 @@ def median(run: Callable[[], object], rep: int = 60) -> float:
 
 def differentiated(
     run: Callable[..., Tensor], inputs: list[Tensor], parameters: Sequence[Tensor], g: Tensor
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Forward, backward, both together, and both as a replayed CUDA graph (no launch costs)."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     wanted = [*leaves, *parameters]
@@ -87,20 +87,36 @@ def differentiated(
         return torch.autograd.grad(run(*leaves), wanted, g)
 
     out = run(*leaves)
-    times = {
+    times: dict[str, float | None] = {
         "forward": median(lambda: run(*leaves)),
         "backward": median(lambda: torch.autograd.grad(out, wanted, g, retain_graph=True)),
         "both": median(both),
     }
+    del out  # its graph holds nodes that belong to the default stream, which cannot be captured
+    return times | {"replay": replayed(run, inputs, parameters, g)}
+
+
+def replayed(
+    run: Callable[..., Tensor], inputs: list[Tensor], parameters: Sequence[Tensor], g: Tensor
+) -> float | None:
+    """Forward and backward as a CUDA graph; None where they cannot be captured."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        both()
-    torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        both()
-    return times | {"replay": median(graph.replay)}
+    try:
+        with torch.cuda.stream(side):
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            wanted = [*leaves, *parameters]
+            for _ in range(2):
+                torch.autograd.grad(run(*leaves), wanted, g)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, stream=side):
+                torch.autograd.grad(run(*leaves), wanted, g)
+    except RuntimeError as error:
+        print("no CUDA graph:", str(error).splitlines()[0], file=sys.stderr)
+        return None
+    torch.cuda.synchronize()
+    return median(graph.replay)
 
 
 def ours(shape: Shape, blkq: int) -> dict[str, Any]:
@@ -354,7 +370,7 @@ def table(shapes: list[Shape], with_peer: bool) -> Iterator[dict[str, Any]]:
 
 def _line(result: dict[str, Any]) -> str:
     module = result["module"]
-    text = " ".join(f"{key} {value:7.3f}" for key, value in module.items())
+    text = " ".join(f"{key} {value:7.3f}" for key, value in module.items() if value is not None)
     for key in ("inference", "block_map", "sparse_forward", "sparse_backward"):
         if key in result:
             text += f" {key} {result[key]:.3f}"

@@ -98,7 +98,7 @@ class Scale:
 SCALES = {
     "full": Scale(
         *(384, 6, 64, 24, 1500, 1200, 300, 256),
-        ((64, 0.07, 0), (128, 0.2, 1), (128, 0.07, 1), (64, 0.2, 0)),
+        ((64, 0.07, 2), (128, 0.13, 3), (128, 0.07, 3), (64, 0.13, 2)),
     ),
     "cpu": Scale(128, 4, 32, 8, 1000, 600, 250, 96, ((64, 0.26, 0), (128, 0.5, 1))),
     "smoke": Scale(128, 1, 32, 2, 12, 12, 6, 4, ((64, 0.26, 0),)),
@@ -295,12 +295,14 @@ def measure(subject: Subject, *, ablate: bool) -> dict[str, Any]:
     }
     if ablate:
         variants: dict[str, dict[str, Any]] = {
-            f"metric_ridge {value}": {"metric_ridge": value} for value in (1e-3, 1e-1, 10.0)
+            "lbfgs": {"optimizer": "lbfgs"},
+            "lbfgs, 10 evaluations": {"optimizer": "lbfgs", "evaluations": 10},
+            "lbfgs, metric_ridge 10": {"optimizer": "lbfgs", "metric_ridge": 10.0},
+            "adamw 30 steps": {"optimizer": "adamw", "steps": 30, "lr": 1e-2},
+            "calibrate only": {"method": "calibrate"},
+            "24 updates": {"evaluations": 24},
+            "2 steps": {"steps": 2},
         }
-        variants["calibrate only"] = {"method": "calibrate"}
-        variants["adamw 30 steps"] = {"optimizer": "adamw", "steps": 30, "lr": 1e-2}
-        variants["10 evaluations"] = {"evaluations": 10}
-        variants["2 steps"] = {"steps": 2}
         result["ablations_8_real"] = {
             name: subject.regenerate(eight, **options) for name, options in variants.items()
         }

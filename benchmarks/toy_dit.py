@@ -129,17 +129,16 @@ def images(count: int, side: int, generator: torch.Generator, device: str = "cpu
     view = (count, 1, 1, 1)
     colours = uniform(count, 3, 1, 1, low=-1.2, high=1.2)
     picture = colours + uniform(*view, low=-1, high=1) * x + uniform(*view, low=-1, high=1) * y
-    angle, rate = uniform(*view, high=math.pi), uniform(*view, low=3, high=20)
+    angle, rate = uniform(*view, high=math.pi), uniform(*view, low=3, high=12)
     stripes = torch.sin(rate * (x * angle.cos() + y * angle.sin()) + uniform(*view, high=6.3))
     picture = picture + 0.5 * stripes.sign() * uniform(count, 3, 1, 1, low=-1, high=1)
-    for index in range(6):
+    for index in range(4):
         cx, cy = uniform(*view, low=-0.9, high=0.9), uniform(*view, low=-0.9, high=0.9)
-        size, ratio = uniform(*view, low=0.1, high=0.4), uniform(*view, low=0.5, high=2.0)
+        size, ratio = uniform(*view, low=0.15, high=0.5), uniform(*view, low=0.5, high=2.0)
         dx, dy = (x - cx) / size, (y - cy) / (size * ratio)
         inside = dx.square() + dy.square() < 1 if index % 2 else dx.abs().maximum(dy.abs()) < 1
         colour = uniform(count, 3, 1, 1, low=-1.5, high=1.5)
-        texture = 0.4 * torch.sin(uniform(*view, low=5, high=40) * (x + y))
-        picture = torch.where(inside, colour + texture, picture)
+        picture = torch.where(inside, colour, picture)
     mirrored = torch.where(x > 0, picture.flip(-1), picture)
     picture = torch.where(uniform(*view) < 0.5, mirrored, picture)
     return picture * 1.1

@@ -40,10 +40,11 @@ _training = _group(
     ),
     click.option(
         "--optimizer",
-        type=click.Choice(["anneal", "lbfgs", "adamw"]),
-        default="anneal",
+        type=click.Choice(["auto", "anneal", "lbfgs", "adamw"]),
+        default="auto",
         show_default=True,
-        help="anneal: a step is a sweep of up to 48 updates, each on fresh noise.",
+        help="anneal: a step is a sweep of up to 48 updates, each on fresh noise; lbfgs: up to 20 "
+        "loss evaluations; adamw: one update.",
     ),
     click.option("--lr", type=float, help="Learning rate of adamw.  [default: 0.01]"),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),

@@ -62,6 +62,7 @@ def load_backbone(
     ema: bool = False,
     offload: bool = False,
     denoiser: str | None = None,
+    built: Callable[[Mapping[str, Any]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Backbone:
     """Load the denoiser of a full-model checkpoint, or a LoRA over its base.
@@ -78,6 +79,8 @@ def load_backbone(
         offload: Keep the weights in host memory; accelerate brings each module to ``device`` for
             its forward. Gradients then need gradient checkpointing to stay small in memory.
         denoiser: Subfolder to load instead of ``transformer/`` or ``unet/``.
+        built: Called with the model's config, ``_class_name`` included, once the model stands
+            and before its weights are read.
         progress: Called with (bytes read so far, bytes in all).
 
     Raises:
@@ -103,7 +106,7 @@ def load_backbone(
 
     placing = Placing(device, dtype, offload=offload)
     try:
-        loaded = _load(files, placing, progress)
+        loaded = _load(files, placing, built, progress)
         described = f"{loaded.class_name} from {_place(files.folder, checkpoint, base_label)}"
         if adapter is not None:
             note = apply_lora(loaded.model, adapter)
@@ -127,9 +130,16 @@ def load_backbone(
 
 
 def _load(
-    files: BackboneFiles, placing: Placing, progress: Callable[[int, int], None] | None
+    files: BackboneFiles,
+    placing: Placing,
+    built: Callable[[Mapping[str, Any]], None] | None,
+    progress: Callable[[int, int], None] | None,
 ) -> Backbone:
     class_name, model = build_empty(files.class_name, files.config, placing.dtype)
+    # The model's own config has the class's defaults for entries that the file leaves out.
+    config = {**dict(getattr(model, "config", {})), **files.config}
+    if built is not None:
+        built({**config, "_class_name": class_name})
     table = tensor_table(files)
     wanted = match_tensors(model, table, files.folder)
     fp32 = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
@@ -155,8 +165,7 @@ def _load(
     model.eval()
     return Backbone(
         model=model,
-        # The model's own config has the class's defaults for entries that the file leaves out.
-        config=MappingProxyType({**dict(getattr(model, "config", {})), **files.config}),
+        config=MappingProxyType(config),
         class_name=class_name,
         description="",
         bytes=count,

@@ -18,6 +18,7 @@ from sla_ckpt.regen.families.base import Sample
 #: forward pass costs about twice as many floating-point operations.
 _PER_EVALUATION = 3.5e14
 _PER_TRAINING = 1.5e15
+_PER_SWEEP = 1.3e15
 _PER_CANDIDATE = 1.2e14
 _PER_BATCH = 1.5e13
 #: A processor is slower than an accelerator by about this.
@@ -28,6 +29,9 @@ _MAX_JUDGE_DRAWS = 128
 _MAX_BATCH = 32
 MAX_EVALUATIONS = 20
 _MIN_EVALUATIONS = 5
+_MAX_UPDATES = 48
+_MIN_UPDATES = 12
+_MIN_UPDATE_DRAWS = 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ class Budget:
         judge_repeats: Draws of noise per held-out sample.
         batch_size: Samples per forward pass.
         evaluations: Of the training loss per L-BFGS step.
-        starts: From how many starts training is tried.
+        updates: Of an annealed step.
+        update_draws: Draws of noise per update, over all samples.
+        rates: Shares of the full rate at which an annealed step is run.
+        starts: From how many starts L-BFGS and AdamW are tried.
         checkpoints: How many iterates of a training are judged.
     """
 
@@ -47,6 +54,9 @@ class Budget:
     judge_repeats: int
     batch_size: int
     evaluations: int
+    updates: int
+    update_draws: int
+    rates: tuple[float, ...]
     starts: int
     checkpoints: int
 
@@ -54,14 +64,21 @@ class Budget:
         """The user's own numbers in place of the derived ones."""
         changed = self
         if draws is not None:
-            changed = replace(changed, repeats=draws, judge_repeats=draws)
+            changed = replace(changed, repeats=draws, judge_repeats=draws, update_draws=draws)
         if evaluations is not None:
-            changed = replace(changed, evaluations=evaluations)
+            lbfgs = min(evaluations, MAX_EVALUATIONS)
+            changed = replace(changed, evaluations=lbfgs, updates=evaluations)
         return changed
 
 
 def plan_budget(
-    parameters: int, tokens: int, *, train: int, judged: int, device_type: str
+    parameters: int,
+    tokens: int,
+    *,
+    train: int,
+    judged: int,
+    device_type: str,
+    processes: int = 1,
 ) -> Budget:
     """Choose from the sizes of the model and the samples.
 
@@ -71,6 +88,7 @@ def plan_budget(
         train: Number of training samples.
         judged: Number of held-out samples.
         device_type: ``"cpu"`` or an accelerator.
+        processes: How many share the work; each update is cut into that many batches at least.
     """
     slow = _CPU if device_type == "cpu" else 1.0
     work = max(1.0, float(parameters) * tokens) * slow
@@ -78,13 +96,20 @@ def plan_budget(
     per_evaluation = train * repeats * work
     spare = _PER_TRAINING / per_evaluation
     cheap = spare >= 2 * MAX_EVALUATIONS
+    sweep = _PER_SWEEP / work
+    updates = _between(sweep / _MIN_UPDATE_DRAWS, _MIN_UPDATES, _MAX_UPDATES)
+    update_draws = _between(sweep / updates, _MIN_UPDATE_DRAWS, _MAX_BATCH)
+    batch = _between(_PER_BATCH / work, 1, _MAX_BATCH)
     return Budget(
         repeats=repeats,
         judge_repeats=_between(
             _PER_CANDIDATE / (judged * work), 1, max(1, _MAX_JUDGE_DRAWS // judged)
         ),
-        batch_size=_between(_PER_BATCH / work, 1, _MAX_BATCH),
+        batch_size=min(batch, -(-update_draws // processes)),
         evaluations=_between(spare, _MIN_EVALUATIONS, MAX_EVALUATIONS),
+        updates=updates,
+        update_draws=update_draws,
+        rates=(1.0, 0.25) if cheap else (1.0,),
         starts=2 if cheap else 1,
         checkpoints=6 if cheap else 3,
     )

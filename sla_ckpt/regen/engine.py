@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +26,7 @@ from sla_ckpt.regen import environment
 from sla_ckpt.regen import projections as proj
 from sla_ckpt.regen.backbone import Backbone, load_backbone
 from sla_ckpt.regen.budget import Budget, parameters_of, plan_budget, tokens_of
+from sla_ckpt.regen.compile_ahead import compile_ahead
 from sla_ckpt.regen.distributed import Group, process_group
 from sla_ckpt.regen.families.base import FamilyAdapter
 from sla_ckpt.regen.options import DTYPES, RegenOptions, check_overrides
@@ -169,7 +172,7 @@ class _Regeneration:
         extra: Projections,
     ) -> _Pass:
         options = self.options
-        backbone = self._load(token)
+        backbone = self._load(token, settings, variant)
         adapter = environment.adapter_of(backbone, self.directory)
         samples = self._samples(adapter, backbone, settings)
         budget, work = self._work(adapter, backbone, samples)
@@ -204,8 +207,16 @@ class _Regeneration:
         result = PassResult.of(token, restored)
         return _Pass(backbone, samples, work, budget, restored, result)
 
-    def _load(self, token: str) -> Backbone:
+    def _load(self, token: str, settings: SLASettings, variant: str) -> Backbone:
         options = self.options
+        compiling: Future[None] | None = None
+
+        def built(config: Mapping[str, Any]) -> None:
+            nonlocal compiling
+            compiling = compile_ahead(
+                config, token, settings, variant=variant, kernel=options.kernel, device=self.device
+            )
+
         self.progress.stage("load", 0)
         seen = 0
 
@@ -217,7 +228,7 @@ class _Regeneration:
             seen = count
 
         with self._stage("load", announced=True):
-            return load_backbone(
+            backbone = load_backbone(
                 self.directory,
                 device="auto" if options.device == "auto" else self.device,
                 dtype=_TORCH_DTYPES[token],
@@ -225,8 +236,12 @@ class _Regeneration:
                 ema=options.ema,
                 offload=options.offload,
                 denoiser=options.denoiser,
+                built=built,
                 progress=report,
             )
+            if compiling is not None:
+                wait([compiling])
+        return backbone
 
     def _samples(
         self, adapter: FamilyAdapter, backbone: Backbone, settings: SLASettings
@@ -262,9 +277,10 @@ class _Regeneration:
             train=len(train),
             judged=len(held_out or train),
             device_type=self.device.type,
+            processes=self.group.size,
         ).with_overrides(draws=self.options.draws, evaluations=self.options.evaluations)
         if samples.calls:
-            return budget, stored_work(samples.calls)
+            return budget, stored_work(samples.calls, budget)
         work = sampled_work(adapter, backbone.config, samples.samples, budget, self.options.seed)
         return budget, work
 
@@ -301,6 +317,8 @@ class _Regeneration:
                 "draws_per_sample": budget.repeats,
                 "held_out_draws_per_sample": budget.judge_repeats,
                 "evaluations": budget.evaluations,
+                "updates": budget.updates,
+                "draws_per_update": budget.update_draws,
                 "processes": self.group.size,
             },
             warnings=tuple(self.warnings) if self.group.is_main else (),

@@ -77,8 +77,8 @@ def judge(candidates: Sequence[Candidate], *, optimism: float = 0.0) -> Verdict:
 
     Args:
         candidates: One of them present, each with losses over the same samples.
-        optimism: By which share of its value a loss is too low because the same samples trained:
-            2 · parameters / numbers (Akaike). The gain must be larger than that, too.
+        optimism: By which share of its value a loss may be too low because the samples are not
+            independent of training, or not real. The gain must be larger than that, too.
     """
     present = next(candidate for candidate in candidates if candidate.present)
     ranked = tuple(sorted(candidates, key=lambda c: (c.loss, not c.present)))

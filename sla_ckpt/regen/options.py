@@ -11,6 +11,8 @@ from sla_ckpt.checkpoint.runconfig import parse_sla_config
 from sla_ckpt.errors import FormatError, UsageError
 from sla_ckpt.state import FEATURE_MAPS, SLA_VARIANTS, SLASettings
 
+OptimizerName = Literal["auto", "anneal", "lbfgs", "adamw"]
+MOST_EVALUATIONS = 200
 DTYPES: dict[str, tuple[str, ...]] = {
     "bf16": ("bf16",),
     "fp16": ("fp16",),
@@ -24,8 +26,10 @@ class RegenOptions:
 
     Attributes:
         steps: Training steps.
-        optimizer: ``lbfgs``: a step is one strong-Wolfe L-BFGS step over all accumulated
-            batches. ``adamw``: a step is one update.
+        optimizer: ``auto``: ``anneal``, or ``lbfgs`` where no noise can be drawn (``inputs``) or
+            samples are made up. ``anneal``: a step is a sweep of Adam updates on fresh noise, at a
+            rate that falls to zero. ``lbfgs``: a step is one strong-Wolfe L-BFGS step over all
+            accumulated batches. ``adamw``: a step is one update.
         lr: AdamW's learning rate; None is 1e-2.
         method: ``auto`` calibrates and trains, ``calibrate`` and ``train`` do one of them.
         seed: Of noise, noise levels and made-up samples.
@@ -50,11 +54,12 @@ class RegenOptions:
         backup: Keep the old file beside the new one.
         dry_run: Do everything but write.
         draws: Draws of noise per sample; None derives it from the sizes.
-        evaluations: Loss evaluations per L-BFGS step; None derives it, at most 20.
+        evaluations: Loss evaluations per step, which are the updates of ``anneal``; L-BFGS takes
+            at most 20. None derives them.
     """
 
     steps: int = 1
-    optimizer: Literal["lbfgs", "adamw"] = "lbfgs"
+    optimizer: OptimizerName = "auto"
     lr: float | None = None
     method: Literal["auto", "calibrate", "train"] = "auto"
     seed: int = 0
@@ -87,8 +92,8 @@ class RegenOptions:
             (self.samples >= 1, f"--samples {self.samples} is too few"),
             (self.draws is None or self.draws >= 1, f"--draws {self.draws} is too few"),
             (
-                self.evaluations is None or 2 <= self.evaluations <= 20,
-                f"--evaluations {self.evaluations} is not in 2…20",
+                self.evaluations is None or 2 <= self.evaluations <= MOST_EVALUATIONS,
+                f"--evaluations {self.evaluations} is not in 2…{MOST_EVALUATIONS}",
             ),
             (self.lr is None or self.lr > 0, f"--lr {self.lr} is not positive"),
             (self.seed >= 0, f"--seed {self.seed} is negative"),
@@ -99,7 +104,9 @@ class RegenOptions:
             if not fine:
                 raise UsageError(message, hint="see: sla-ckpt regen --help")
         if self.lr is not None and self.optimizer != "adamw":
-            raise UsageError("--lr belongs to --optimizer adamw", hint="L-BFGS chooses its steps")
+            raise UsageError(
+                "--lr belongs to --optimizer adamw", hint="the others choose the length of steps"
+            )
 
 
 def settings_from_text(text: str) -> SLASettings:

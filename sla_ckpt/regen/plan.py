@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
+from sla_ckpt.regen.options import OptimizerName
 from sla_ckpt.state import SLASettings
 
 Method = Literal["auto", "calibrate", "train"]
-OptimizerName = Literal["lbfgs", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,16 @@ class Plan:
         variant: ``"main"`` or ``"sla-1"``.
         kernel: As for :func:`sla_ckpt.attention.inject.use_sla`.
         method: ``"calibrate"`` leaves training out, ``"train"`` the calibrated start.
-        optimizer: Of the training.
+        optimizer: Of the training; ``auto`` anneals where noise can be drawn anew, and takes
+            L-BFGS where the samples are stored calls or made up.
         steps: Training steps.
         lr: AdamW's.
         metric_ridge: Damping of the metric that L-BFGS trains in, as a share of the mean
             eigenvalue of E[x xᵀ]. Less of it converges in fewer evaluations and fits the noise of
             few samples sooner; benchmarks/recovery.py compares.
-        cautious: For made-up samples: no calibration, one accepted iterate per step and nothing
-            beyond it. What lowers the loss on them further was seen to raise it on real ones.
+        cautious: For made-up samples: no calibration, and one accepted L-BFGS iterate per step
+            with nothing beyond it. What lowers the loss on them further was seen to raise it on
+            real ones.
     """
 
     settings: SLASettings = field(default_factory=SLASettings)
@@ -38,7 +40,7 @@ class Plan:
     variant: str = "main"
     kernel: str = "auto"
     method: Method = "auto"
-    optimizer: OptimizerName = "lbfgs"
+    optimizer: OptimizerName = "auto"
     steps: int = 1
     lr: float = 1e-2
     metric_ridge: float = 1.0

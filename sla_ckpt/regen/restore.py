@@ -6,10 +6,12 @@ what the benchmarks run on models of their own.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from torch import nn
 from sla_ckpt.attention.inject import use_sla
 from sla_ckpt.errors import RegenError
 from sla_ckpt.regen import projections as proj
+from sla_ckpt.regen.anneal import Sweep, train_annealed
 from sla_ckpt.regen.branches import make_branches
 from sla_ckpt.regen.budget import Budget
 from sla_ckpt.regen.distributed import Group
@@ -35,6 +38,13 @@ from sla_ckpt.regen.train import (
 )
 from sla_ckpt.regen.workload import Work, Workload
 from sla_ckpt.state import PairKey, SLAState
+
+#: First rate of a full annealed step, in attention's own size, and its number of updates.
+FULL_RATE = 7e-3
+FULL_UPDATES = 48
+#: Made-up samples are believed only where their loss falls by more than this share: smaller gains
+#: on them went with losses on real ones (benchmarks/results/recovery-h100.json, synthetic).
+CAUTION = 0.015
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +161,10 @@ class _Restoration:
         return Restored(verdict, moments, self.losses, self.seconds, calls)
 
     def _optimism(self, moments: LayerMoments) -> float:
-        """See :func:`judge`; made-up samples are no evidence either way, and handled by caution."""
-        if self.work.judge_samples or self.plan.cautious:
+        """See :func:`judge`."""
+        if self.plan.cautious:
+            return CAUTION
+        if self.work.judge_samples or self.work.parts:
             return 0.0
         parameters = sum(pair.head_dim * (pair.head_dim + 1) for pair in moments.pairs)
         return 2 * parameters / self.work.numbers
@@ -191,11 +203,43 @@ class _Restoration:
         return {**zero, **known}
 
     def _train(self, first: Workload, moments: LayerMoments, starts: list[Candidate]) -> None:
-        for start in sorted(starts, key=lambda c: c.loss)[: self.budget.starts]:
-            if self.plan.optimizer == "adamw":
+        ranked = sorted(starts, key=lambda c: c.loss)
+        optimizer = self.plan.optimizer
+        if optimizer == "auto":
+            noisy = self.work.redraws and not self.plan.cautious
+            optimizer = "anneal" if noisy else "lbfgs"
+        if optimizer == "anneal":
+            self._anneal(moments, ranked[0])
+            return
+        for start in ranked[: self.budget.starts]:
+            if optimizer == "adamw":
                 self._train_adamw(start)
             else:
                 self._train_lbfgs(first, moments, start)
+
+    def _anneal(self, moments: LayerMoments, start: Candidate) -> None:
+        updates = self.plan.steps * self.budget.updates
+        scales = {pair: moments.of(pair).column_scales() for pair in moments.pairs}
+        # Fewer updates have to go further each.
+        rate = FULL_RATE * math.sqrt(FULL_UPDATES / self.budget.updates)
+        for number, share in enumerate(self.budget.rates):
+            first = number * updates
+            draws = len(self.work.update(first).draws)
+            with self._stage("train", updates * draws):
+                trained = train_annealed(
+                    self.runner,
+                    partial(self._update, first),
+                    start.projections,
+                    scales,
+                    Sweep(updates, share * rate, keep=(updates // 4, updates // 2)),
+                    tick=self.progress.tick,
+                )
+            name = f"trained from {start.name}"
+            name = name if share == 1 else f"{name} at rate × {share:.2f}"
+            self._add_trained(name, trained, start)
+
+    def _update(self, first: int, number: int) -> Workload:
+        return self.work.update(first + number)
 
     def _train_lbfgs(self, first: Workload, moments: LayerMoments, start: Candidate) -> None:
         coordinates = Coordinates.of(moments, self.plan.metric_ridge)
@@ -210,6 +254,7 @@ class _Restoration:
                     coordinates,
                     max_evaluations=self.budget.evaluations,
                     max_iterations=1 if self.plan.cautious else None,
+                    keep=self.budget.checkpoints,
                     tick=self.progress.tick,
                 )
             name = f"trained from {start.name}"
@@ -232,20 +277,15 @@ class _Restoration:
     def _add_trained(self, name: str, trained: Trained, start: Candidate) -> Candidate:
         """Judge the result, some of the way to it, and the line to the best; return the result."""
         self.losses[name] = trained.losses
-        if not trained.iterates or _same(trained.iterates[-1], start.projections):
+        if not trained.iterates or _same(trained.iterates[-1][1], start.projections):
             raise RegenError(
                 f"training did not change proj_l ({len(trained.losses)} loss evaluations)",
                 hint="try another --seed, more --samples, or --optimizer adamw",
             )
-        count = len(trained.iterates)
-        chosen = _checkpoints(count, self.budget.checkpoints)
-        with self._stage("judge", len(chosen) * len(self.work.judge.draws)):
+        with self._stage("judge", len(trained.iterates) * len(self.work.judge.draws)):
             added = [
-                self._add(
-                    name if index == count - 1 else f"{name}, iterate {index + 1} of {count}",
-                    trained.iterates[index],
-                )
-                for index in chosen
+                self._add(f"{name}, {label}" if label else name, projections)
+                for label, projections in trained.iterates
             ]
             self._along(start, min(added, key=lambda c: c.loss))
         return added[-1]
@@ -295,13 +335,6 @@ class _Restoration:
         if self.runner.device.type == "cuda":
             torch.cuda.synchronize(self.runner.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-
-def _checkpoints(count: int, wanted: int) -> list[int]:
-    """Which of ``count`` iterates to judge: the last, and earlier ones at 1, 2, 4, 8, …, since
-    with few samples the judge often prefers an early stop."""
-    early = [2**power - 1 for power in range(count.bit_length()) if 2**power < count]
-    return sorted({count - 1, *early[: wanted - 1]})
 
 
 def _parabola_minimum(at_0: float, at_half: float, at_1: float) -> float | None:

@@ -109,6 +109,13 @@ class Moments:
         """Root mean square of one element of o_dense."""
         return math.sqrt(self.dense / max(1.0, self.count * self.head_dim))
 
+    def column_scales(self) -> Tensor:
+        """Natural size of each column of [W b], float64 [D+1]: the output's over the input's."""
+        inputs = self.xx.diagonal() / max(1.0, self.count)
+        typical = torch.full_like(inputs, math.sqrt(max(float(inputs[:-1].mean()), 1e-300)))
+        typical[-1] = 1.0
+        return max(self.output_scale(), 1e-30) / typical
+
     def _damped(self, ridge: float) -> Tensor:
         size = self.xx.shape[0]
         level = float(self.xx.diagonal().mean())

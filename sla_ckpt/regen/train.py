@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,11 +143,12 @@ class Trained:
     """What one training call gives.
 
     Attributes:
-        iterates: Projections along the way, the last one being the result.
+        iterates: Projections along the way, each with what to call it; the last one, without a
+            name, is the result.
         losses: Training loss of every evaluation, in order.
     """
 
-    iterates: tuple[Projections, ...]
+    iterates: tuple[tuple[str, Projections], ...]
     losses: tuple[float, ...]
 
 
@@ -159,9 +160,13 @@ def train_lbfgs(
     *,
     max_evaluations: int,
     max_iterations: int | None = None,
+    keep: int,
     tick: Tick,
 ) -> Trained:
     """One L-BFGS step: strong Wolfe, at most ``max_evaluations``, in whitened coordinates.
+
+    Args:
+        keep: How many iterates to hand out.
 
     Raises:
         RegenError: The loss is 0 or not finite at the start, or does not depend on proj_l.
@@ -181,13 +186,26 @@ def train_lbfgs(
     )
     first = result.iterates[0]
     check_loss(first.value)
-    if not float(first.gradient.norm()) > 0:
-        raise RegenError(
-            "proj_l gets no gradient, so training cannot change it",
-            hint="is the checkpoint's denoiser whole? run: sla-ckpt verify --deep",
+    check_gradient({"": first.gradient})
+    points = result.iterates[1:]
+    count = len(points)
+    iterates = tuple(
+        (
+            "" if index == count - 1 else f"iterate {index + 1} of {count}",
+            coordinates.to_projections(points[index].x),
         )
-    iterates = tuple(coordinates.to_projections(point.x) for point in result.iterates[1:])
+        for index in _checkpoints(count, keep)
+    )
     return Trained(iterates, result.values)
+
+
+def _checkpoints(count: int, wanted: int) -> list[int]:
+    """Which of ``count`` iterates to judge: the last, and earlier ones at 1, 2, 4, 8, …, since
+    with few samples the judge often prefers an early stop."""
+    if not count:
+        return []
+    early = [2**power - 1 for power in range(count.bit_length()) if 2**power < count]
+    return sorted({count - 1, *early[: wanted - 1]})
 
 
 def train_adamw(
@@ -217,7 +235,21 @@ def train_adamw(
             p.grad = gradients[key]
         optimizer.step()
         schedule.step()
-    return Trained(({key: p.detach().clone() for key, p in parameters.items()},), tuple(losses))
+    trained = {key: p.detach().clone() for key, p in parameters.items()}
+    return Trained((("", trained),), tuple(losses))
+
+
+def check_gradient(gradients: Mapping[Any, Tensor]) -> None:
+    """Refuse a loss that does not depend on proj_l.
+
+    Raises:
+        RegenError: All gradients are zero.
+    """
+    if not any(float(gradient.norm()) > 0 for gradient in gradients.values()):
+        raise RegenError(
+            "proj_l gets no gradient, so training cannot change it",
+            hint="is the checkpoint's denoiser whole? run: sla-ckpt verify --deep",
+        )
 
 
 def check_loss(loss: float) -> None:

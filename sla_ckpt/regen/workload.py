@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from sla_ckpt.regen.families.base import (
 from sla_ckpt.regen.samples.request import FixedCall
 
 _HELD_OUT_EVERY = 4
+#: Seeds of updates start here; those below are for L-BFGS steps and the judge.
+_UPDATES = 1 << 10
 T = TypeVar("T")
 
 
@@ -43,13 +45,18 @@ class Draw(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class NoisyDraw:
-    """Samples of one shape with fixed noise and noise levels, kept on the CPU."""
+    """Samples of one shape with fixed noise and noise levels, kept on the CPU.
+
+    Attributes:
+        weights: How much each latent position counts in the loss, [h, w]; None is 1 everywhere.
+    """
 
     adapter: FamilyAdapter
     batch: Batch
     noise: Tensor
     t: Tensor
     positions: tuple[int, ...]
+    weights: Tensor | None = None
 
     def losses(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
         batch = self.batch.to(device, dtype)
@@ -59,7 +66,10 @@ class NoisyDraw:
         with self.adapter.running(model):
             output = model(**inputs)
         prediction = self.adapter.read_prediction(output, batch)
-        return (prediction.float() - target).square().flatten(1).mean(1)
+        errors = (prediction.float() - target).square()
+        if self.weights is not None:
+            errors = errors * self.weights.to(device)
+        return errors.flatten(1).mean(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +125,12 @@ def make_workload(
     repeats: int,
     batch_size: int,
     seed: int,
+    part: Part | None = None,
 ) -> Workload:
     """Draw noise and noise levels for each sample ``repeats`` times.
 
-    Noise levels are stratified over all samples of one shape, whatever the batch size.
+    Noise levels are stratified over all samples of one shape, whatever the batch size. With a
+    ``part``, only that part of each picture counts in the loss.
     """
     generator = torch.Generator().manual_seed(seed)
     draws: list[NoisyDraw] = []
@@ -130,13 +142,39 @@ def make_workload(
         )
         levels = adapter.sample_timesteps(config, Batch(latents, {}), generator)
         noise = torch.randn(latents.shape, generator=generator)
+        weights = part_weights(latents.shape[-2:], part) if part else None
         for start in range(0, len(repeated), batch_size):
-            part = slice(start, start + batch_size)
-            batch = collate(repeated[part])
+            chosen = slice(start, start + batch_size)
+            batch = collate(repeated[chosen])
             places = tuple(range(position + start, position + start + len(batch)))
-            draws.append(NoisyDraw(adapter, batch, noise[part], levels[part], places))
+            draws.append(NoisyDraw(adapter, batch, noise[chosen], levels[chosen], places, weights))
         position += len(repeated)
     return Workload(tuple(draws))
+
+
+Part = Literal["training", "judging"]
+_CELLS = 4
+#: The cell of each row that judges: one in every row and column, none beside another.
+_JUDGING = (1, 3, 0, 2)
+
+
+def can_split(sample: Sample) -> bool:
+    """Whether a sample is large enough for :func:`part_weights`."""
+    return sample.latents.ndim >= 3 and min(sample.latents.shape[-2:]) >= _CELLS
+
+
+def part_weights(size: Sequence[int], part: Part) -> Tensor:
+    """Weights of mean 1 that choose a part of a picture, float32 [h, w].
+
+    Of 4 × 4 cells, four judge and twelve train. With too few samples to hold some out, this is
+    what tells learning how the model works from learning the pictures by heart.
+    """
+    height, width = size
+    rows = torch.arange(height) * _CELLS // height
+    columns = torch.arange(width) * _CELLS // width
+    judging = torch.tensor(_JUDGING)[rows][:, None] == columns[None]
+    chosen = (judging if part == "judging" else ~judging).float()
+    return chosen / chosen.mean()
 
 
 @contextlib.contextmanager
@@ -174,18 +212,24 @@ class Work:
     """What to train on and what to judge on.
 
     Attributes:
-        train: Workload of a training step, by its number.
+        train: Workload of an L-BFGS step, and of the calibration, by its number.
+        update: Workload of one update of the stochastic optimizers, by its number.
         judge: Held-out workload, the same for every candidate.
         train_samples: Different samples that train.
-        judge_samples: Different samples that only judge; 0 if the same ones judge, under other
-            noise.
+        judge_samples: Different samples that only judge; 0 if other parts of the same ones judge,
+            or the same ones under other noise.
+        parts: Other parts of the same samples judge.
+        redraws: Every update has other noise.
         numbers: How many different numbers the training targets hold, noise not counted.
     """
 
     train: Callable[[int], Workload]
+    update: Callable[[int], Workload]
     judge: Workload
     train_samples: int
     judge_samples: int
+    parts: bool
+    redraws: bool
     numbers: int
 
 
@@ -207,27 +251,47 @@ def sampled_work(
 ) -> Work:
     """The work over prepared samples."""
     train, held_out = split_samples(samples)
+    parts = not held_out and all(can_split(sample) for sample in train)
 
-    def workload(source: Sequence[Sample], repeats: int, stream: int) -> Workload:
+    def workload(
+        source: Sequence[Sample], repeats: int, stream: int, *, judging: bool = False, size: int = 0
+    ) -> Workload:
         return make_workload(
             adapter,
             config,
             source,
             repeats=repeats,
-            batch_size=budget.batch_size,
+            batch_size=size or budget.batch_size,
             seed=(seed << 20) + stream,
+            part=("judging" if judging else "training") if parts else None,
         )
+
+    def update(number: int) -> Workload:
+        wanted = budget.update_draws
+        size = min(budget.batch_size, wanted)
+        if wanted >= len(train):
+            stream = _UPDATES + number
+            return workload(train, wanted // len(train), stream, size=size)
+        # One pass over all samples gives several updates, so that noise levels stay stratified.
+        per_pass = -(-len(train) // wanted)
+        draws = workload(train, 1, _UPDATES + number // per_pass, size=size).draws
+        per_update = -(-len(draws) // per_pass)
+        first = number % per_pass * per_update
+        return Workload(draws[first : first + per_update] or draws[-per_update:])
 
     return Work(
         train=lambda step: workload(train, budget.repeats, step + 1),
-        judge=workload(held_out or train, budget.judge_repeats, 0),
+        update=update,
+        judge=workload(held_out or train, budget.judge_repeats, 0, judging=True),
         train_samples=len(train),
         judge_samples=len(held_out),
+        parts=parts,
+        redraws=True,
         numbers=sum(sample.latents.numel() for sample in train),
     )
 
 
-def stored_work(calls: Sequence[FixedCall]) -> Work:
+def stored_work(calls: Sequence[FixedCall], budget: Budget) -> Work:
     """The work over stored forward() calls, which are used as they are, once each."""
     train, held_out = split_samples(calls)
 
@@ -237,10 +301,19 @@ def stored_work(calls: Sequence[FixedCall]) -> Work:
         )
 
     trained = workload(train)
+    per_update = min(len(train), budget.update_draws)
+
+    def update(number: int) -> Workload:
+        first = number * per_update
+        return Workload(tuple(trained.draws[(first + k) % len(train)] for k in range(per_update)))
+
     return Work(
         train=lambda step: trained,
+        update=update,
         judge=workload(held_out or train),
         train_samples=len(train),
         judge_samples=len(held_out),
+        parts=False,
+        redraws=False,
         numbers=sum(call.target.numel() for call in train),
     )

@@ -116,6 +116,7 @@ def test_the_module_runs_it_when_asked(stand_in: None, monkeypatch: pytest.Monke
     not (INSTALLED and torch.cuda.is_available()), reason="needs CUDA and thu-ml/SLA"
 )
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")  # by torch, harmless
 @pytest.mark.parametrize("blkq", [64, 128])
 def test_ours_agrees_with_it(blkq: int, dtype: torch.dtype, tolerance: float) -> None:
     from sparse_linear_attention.utils import get_block_map

@@ -36,18 +36,26 @@ def true_state(seed: int = 3) -> SLAState:
     return SLAState({KEY: ProjectionTensors(weight, bias)}, SETTINGS)
 
 
+def sla_model() -> torch.nn.Module:
+    """The tiny Flux, with attention that matters more than in a freshly made one."""
+    model = make_model("FluxTransformer2DModel", CONFIG).to(torch.bfloat16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("to_v.weight", "to_out.0.weight")):
+                parameter *= 4
+    return model
+
+
 def make_lost_checkpoint(root: Path) -> Path:
     """A full-model checkpoint without ``sla_attention.pt``."""
     checkpoint = root / "checkpoint-10"
-    make_model("FluxTransformer2DModel", CONFIG).to(torch.bfloat16).save_pretrained(
-        checkpoint / "transformer"
-    )
+    sla_model().save_pretrained(checkpoint / "transformer")
     return checkpoint
 
 
 def make_calls(path: Path, count: int = 8, *, zero_target: bool = False) -> Path:
     """Stored forward() calls of that model under :func:`true_state`."""
-    model = make_model("FluxTransformer2DModel", CONFIG).to(torch.bfloat16).eval()
+    model = sla_model().eval()
     tensors: dict[str, torch.Tensor] = {}
     rows = torch.arange(SIDE * SIDE)
     with torch.no_grad(), use_sla(true_state()):
