@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from sla_ckpt.errors import FormatError
-from tools.fuzz import limits
+from tools.fuzz import campaign, limits
 from tools.fuzz.campaign import Campaign, run_campaign
 from tools.fuzz.running import Tally, judge, make_input, run_one, warm_up
 from tools.fuzz.targets import TARGETS, Target
@@ -128,19 +129,30 @@ def test_a_reader_that_reads_otherwise_than_torch_is_found() -> None:
     assert judge(state, data).outcome == "clean"
 
 
-def test_a_worker_that_dies_is_one_finding_and_the_rest_is_run() -> None:
-    campaign = Campaign(seed=5, first=0, inputs=2000, jobs=1, names=("index", "manifest"))
+@pytest.mark.parametrize(("stop", "said"), [(signal.SIGKILL, "dies"), (signal.SIGSTOP, "hangs")])
+def test_an_input_that_ends_its_worker_is_one_finding_and_the_rest_is_run(
+    stop: signal.Signals, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "_HANG_SECONDS", 2.0)
+    started: list[Any] = []
+    start = campaign._start
 
-    def kill_once() -> None:
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.01)
-        time.sleep(0.1)
-        children[0].kill()
+    def remembered(*arguments: Any) -> Any:
+        started.append(start(*arguments))
+        return started[-1]
 
-    killer = threading.Thread(target=kill_once)
-    killer.start()
-    figures = run_campaign(campaign)
-    killer.join()
-    assert figures["inputs"] in (2000, 2001)
+    def stop_at_work() -> None:
+        while not started or started[0].progress.value < 100:
+            time.sleep(0.001)
+        os.kill(started[0].process.pid, stop)
+
+    monkeypatch.setattr(campaign, "_start", remembered)
+    stopper = threading.Thread(target=stop_at_work)
+    stopper.start()
+    figures = run_campaign(Campaign(5, 0, 1000, 1, ("index", "manifest")))
+    stopper.join()
+    assert len(started) == 2
+    assert figures["inputs"] == 1000
     assert [finding["count"] for finding in figures["findings"]] == [1]
-    assert "dies" in figures["findings"][0]["kind"]
+    assert said in figures["findings"][0]["kind"]
+    assert 100 <= figures["findings"][0]["index"] < 1000

@@ -86,5 +86,6 @@ def test_the_lock_gives_each_dependency_one_version_that_fits(python: str, platf
         name = canonicalize_name(requirement.name)
         if name == "torch" or (requirement.marker and not requirement.marker.evaluate(where)):
             continue
+        assert name in pins, f"{name} is not locked; run: bash tools/lock.sh"
         assert requirement.specifier.contains(pins[name], prereleases=True), str(requirement)
     assert not [name for name in pins if name.startswith(("torch", "nvidia-", "cuda-"))]

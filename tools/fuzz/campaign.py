@@ -23,6 +23,8 @@ from tools.fuzz.running import Finding, Tally, make_input, run, warm_up
 _BATCH = 1000
 #: A worker that spends this long on one input is killed.
 _HANG_SECONDS = 30.0
+#: For its imports, on a busy machine.
+_START_SECONDS = 600.0
 _REPORT_SECONDS = 30.0
 
 
@@ -81,7 +83,7 @@ def run_campaign(
                     _give(worker, pending.pop())
                 elif worker.batch is not None and _stuck(worker):
                     workers[position] = _replace(worker, campaign, total)
-            ready = wait([worker.connection for worker in workers if worker.batch], timeout=5)
+            ready = wait([worker.connection for worker in workers if worker.batch], timeout=1)
             for position, worker in enumerate(workers):
                 if worker.connection in ready:
                     try:
@@ -140,12 +142,15 @@ def _stuck(worker: _Worker) -> bool:
     current = worker.progress.value
     if current != worker.seen[0]:
         worker.seen = (current, time.monotonic())
-    return time.monotonic() - worker.seen[1] > _HANG_SECONDS
+    limit = _START_SECONDS if current < 0 else _HANG_SECONDS
+    return time.monotonic() - worker.seen[1] > limit
 
 
 def _replace(worker: _Worker, campaign: Campaign, total: Tally) -> _Worker:
     """Note the input that killed or stopped a worker, and run its batch again without it."""
     index = worker.progress.value
+    if index < 0:
+        raise RuntimeError("a worker ended before its first input")
     hung = worker.process.is_alive() and _stuck(worker)
     worker.process.kill()
     worker.process.join()
