@@ -22,6 +22,9 @@ from sla_ckpt.hub.remote import RemoteFile, open_at
 from sla_ckpt.hub.repo import RepoRef
 from sla_ckpt.text import count
 
+#: How many of the newest open pull requests are looked at.
+REQUESTS = 5
+
 
 def upload(
     client: HubClient, content: PushContent, plan: PushPlan, *, create_pr: bool
@@ -125,7 +128,7 @@ def commit(
                 return None if create_pr else _landed(client, plan)
             again = wait_for_retry(error, attempt)
             # The answer may have been lost after the commit landed.
-            looked = _landed_request if create_pr else _landed
+            looked = open_request if create_pr else _landed
             landed = looked(client, plan) if is_transient(error) else None
             if landed is not None:
                 note("the commit had landed, only its answer was lost")
@@ -144,24 +147,24 @@ def _landed(client: HubClient, plan: PushPlan) -> tuple[str, None] | None:
     return head.commit, None
 
 
-def _landed_request(client: HubClient, plan: PushPlan) -> tuple[str, str | None] | None:
-    """The newest open pull request if it holds everything the plan wanted to send."""
+def open_request(client: HubClient, plan: PushPlan) -> tuple[str, str | None] | None:
+    """An open pull request that holds everything the plan wants to send: its head and URL.
+
+    Opening another one for the same files would only confuse.
+    """
     with client.errors("read the pull requests of", plan.ref.repo_id):
-        newest = max(
-            client.retry(
-                lambda: [
-                    item
-                    for item in client.api.get_repo_discussions(plan.ref.repo_id)
-                    if item.is_pull_request and item.status in ("open", "draft")
-                ]
-            ),
-            key=lambda item: item.num,
-            default=None,
+        requests = client.retry(
+            lambda: [
+                item
+                for item in client.api.get_repo_discussions(plan.ref.repo_id)
+                if item.is_pull_request and item.status in ("open", "draft")
+            ]
         )
-    if newest is None:
-        return None
-    head = open_at(client, RepoRef(plan.ref.repo_id, f"refs/pr/{newest.num}"))
-    return (head.commit, newest.url) if _holds(plan, head.listing) else None
+    for request in sorted(requests, key=lambda item: -item.num)[:REQUESTS]:
+        head = open_at(client, RepoRef(plan.ref.repo_id, f"refs/pr/{request.num}"))
+        if _holds(plan, head.listing):
+            return head.commit, request.url
+    return None
 
 
 def _holds(plan: PushPlan, listing: Mapping[str, RemoteFile]) -> bool:

@@ -18,7 +18,7 @@ from sla_ckpt.checks.verify import verify_source
 from sla_ckpt.errors import HubError, UsageError
 from sla_ckpt.hub.card import choose_text
 from sla_ckpt.hub.client import HubClient, connect
-from sla_ckpt.hub.commit import commit, upload, uses_xet
+from sla_ckpt.hub.commit import commit, open_request, upload, uses_xet
 from sla_ckpt.hub.files import matches
 from sla_ckpt.hub.plan import PushContent, PushPlan, collect, make_plan, same_content
 from sla_ckpt.hub.preflight import preflight
@@ -284,6 +284,9 @@ def _commit(
         size = plan.bytes_to_send
         note(f"sending {count(len(plan.to_send), 'file')}, {size:,} bytes")
         additions, plan = upload(client, content, plan, create_pr=options.create_pr)
+        if options.create_pr and (there := open_request(client, plan)) is not None:
+            note("an open pull request holds this already")
+            return plan, *there
         done = commit(
             client,
             plan,

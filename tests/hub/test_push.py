@@ -609,3 +609,17 @@ def test_ctrl_c_ends_with_130_and_no_commit(
     _, stderr = process.communicate(timeout=15)
     assert process.returncode == 130 and "Traceback" not in stderr
     assert len(hub.all_commits(REPO)) == 1
+
+
+def test_create_pr_again_opens_no_second_request_for_the_same_files(
+    any_hub: LoopbackHub, cli: Runner, checkpoint: Path
+) -> None:
+    push(cli, any_hub, REPO, checkpoint)
+    (checkpoint / "sla_attention.pt").write_bytes(encode_state(state(seed=5)))
+    first = push(cli, any_hub, REPO, checkpoint, "--create-pr")
+    again = push(cli, any_hub, REPO, checkpoint, "--create-pr")
+    assert again["pull_request"] == first["pull_request"] and again["commit"] == first["commit"]
+    assert [ref for ref in any_hub.refs(REPO) if ref.startswith("refs/pr/")] == ["refs/pr/1"]
+    (checkpoint / "sla_attention.pt").write_bytes(encode_state(state(seed=6)))
+    push(cli, any_hub, REPO, checkpoint, "--create-pr")
+    assert any_hub.refs(REPO).keys() >= {"refs/pr/1", "refs/pr/2"}
