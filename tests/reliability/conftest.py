@@ -16,8 +16,7 @@ from tools.campaign.kills import COMMANDS, measured
 @pytest.fixture(scope="session")
 def servers() -> Iterator[dict[str, Server]]:
     """By command. Started first: a child must not inherit a Hub's sockets."""
-    with Server("regen") as heavy, Server("cli") as light:
-        # pull's fresh: huggingface_hub reads its settings when it is imported.
+    with Server("hub") as light, Server("regen", hub_port=light.hub_port) as heavy:
         yield {command: light if command == "pull" else heavy for command in COMMANDS}
 
 

@@ -130,13 +130,12 @@ def test_two_writers_at_once_end_in_one_whole_result(
     all_cases: dict[str, list[Case]], servers: dict[str, Server], root: Path
 ) -> None:
     judge = faults.Judge(print)
-    with Server("cli") as other:
-        for command in ("migrate", "pull"):
-            case, server = all_cases[command][-1], servers[command]
-            case.fresh(root)
+    for command, other in (("migrate", "pull"), ("pull", "migrate")):
+        case, pair = all_cases[command][-1], (servers[command], servers[other])
+        case.fresh(root)
+        for server in pair:
             server.start(*case.command(root), root=root, env=case.env)
-            other.start(*case.command(root), root=root, env=case.env)
-            faults.judge_pair(case, root, (server.wait(), other.wait()), judge)
+        faults.judge_pair(case, root, (pair[0].wait(), pair[1].wait()), judge)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root may")

@@ -18,9 +18,9 @@ from sla_ckpt.state import STATE_FILE, TWIN_FILE, SLAState
 from tests import factories
 from tools.campaign.children import Done, Server
 from tools.campaign.forkserver import LOCK
+from tools.loopback_hub import LoopbackHub
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
-REPO = "alice/model"
 Contents = dict[str, str]
 
 
@@ -216,7 +216,7 @@ def regen_case(folder: Path, *, present: bool) -> Case:
     )
 
 
-def publish(hub: object, folder: Path, seed: int, megabytes: float = 1.0) -> Path:
+def publish(hub: LoopbackHub, repo: str, folder: Path, seed: int) -> Path:
     """A checkpoint in two shards of random weights, put into the Hub's repository."""
     import random
 
@@ -225,7 +225,6 @@ def publish(hub: object, folder: Path, seed: int, megabytes: float = 1.0) -> Pat
     random_bytes = random.Random(seed).randbytes
     root = folder / f"published-{seed}"
     factories.write_full_checkpoint(root, factories.state(seed=seed), shards=2)
-    columns = max(1, int(megabytes * (1 << 20) / 2 / 512))
     for index in (1, 2):
         name = f"diffusion_pytorch_model-0000{index}-of-00002.safetensors"
         tensors = {
@@ -233,34 +232,28 @@ def publish(hub: object, folder: Path, seed: int, megabytes: float = 1.0) -> Pat
         }
         tensors[f"shard{index - 1}.proj_out.weight"] = (
             "BF16",
-            (512, columns),
-            random_bytes(1024 * columns),
+            (512, 1024),
+            random_bytes(1 << 20),
         )
         (root / "transformer" / name).write_bytes(encode_safetensors(tensors, {"format": "pt"}))
     files = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
-    hub.add_files(REPO, files)  # type: ignore[attr-defined]
+    hub.add_files(repo, files)
     return root
 
 
-def pull_case(hub: object, folder: Path, *, over: bool) -> Case:
+def pull_case(hub: LoopbackHub, folder: Path, *, over: bool) -> Case:
     """A pull into a new folder, or with --force over an older revision."""
-    hub.add_repo(REPO)  # type: ignore[attr-defined]
+    repo = f"alice/{'two' if over else 'one'}"
+    hub.add_repo(repo)
     before = folder / "before" / "model"
     if over:
-        shutil.copytree(publish(hub, folder, 1), before)
-    publish(hub, folder, 2)
+        shutil.copytree(publish(hub, repo, folder, 1), before)
+    publish(hub, repo, folder, 2)
     return Case(
         "pull",
         before,
-        ("pull", REPO, "{}", *(["--force"] if over else [])),
-        env={
-            "HF_ENDPOINT": hub.url,  # type: ignore[attr-defined]
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "SLA_CKPT_RETRY_DELAY": "0.05",
-            "HF_HOME": str(folder / "hf"),
-            "SLA_CKPT_CACHE": str(folder / "cache"),
-        },
+        ("pull", repo, "{}", *(["--force"] if over else [])),
+        env={"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"},
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -46,15 +47,40 @@ def clean_environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-class Server:
-    """A fork server; one command at a time. Use as a context manager."""
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
-    def __init__(self, kind: str = "cli", *, env: Mapping[str, str] | None = None) -> None:
-        self._env = dict(env or {})
+
+class Server:
+    """A fork server; one command at a time. Use as a context manager.
+
+    Args:
+        kind: What it imports: ``hub`` the client of the Hub, ``regen`` torch and diffusers.
+        xet: Whether the client may use xet.
+        hub_port: Of another server's Hub.
+
+    Its commands talk to the Hub on 127.0.0.1 at ``hub_port``, to be started later: the client
+    reads its settings when it is imported, and children would inherit a running Hub's sockets.
+    """
+
+    def __init__(self, kind: str, *, xet: bool = False, hub_port: int | None = None) -> None:
         self._buffer = b""
+        self._pending: list[dict[str, Any]] = []
         self._scratch = tempfile.TemporaryDirectory(prefix="sla-campaign-")
         self.scratch = Path(self._scratch.name)
         self.scratch.chmod(0o777)
+        self.hub_port = hub_port or _free_port()
+        self._env = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{self.hub_port}",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(self.scratch / "hf"),
+            "SLA_CKPT_CACHE": str(self.scratch / "cache"),
+            "SLA_CKPT_RETRY_DELAY": "0.02",
+            **({} if xet else {"HF_HUB_DISABLE_XET": "1"}),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tools.campaign.forkserver", kind],
             stdin=subprocess.PIPE,
@@ -109,7 +135,7 @@ class Server:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        self._pending: list[dict[str, Any]] = []
+        self._pending = []
         self.pid = int(self._expect("started", 60)["pid"])
         return self.pid
 
@@ -161,13 +187,13 @@ class Server:
         return self.wait(timeout)
 
     def _expect(self, event: str, timeout: float) -> dict[str, Any]:
-        for index, message in enumerate(getattr(self, "_pending", [])):
+        for index, message in enumerate(self._pending):
             if message["event"] == event:
                 return self._pending.pop(index)
         kept = []
         while (message := self._next(timeout, fresh=True))["event"] != event:
             kept.append(message)
-        self._pending = [*getattr(self, "_pending", []), *kept]
+        self._pending = [*self._pending, *kept]
         return message
 
     def _next(self, timeout: float, *, fresh: bool = False) -> dict[str, Any]:

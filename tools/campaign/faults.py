@@ -266,9 +266,9 @@ def two_writers(rounds: int, seed: int, note: Note) -> dict[str, Any]:
     for command in COMMANDS:
         judge = Judge(note)
         with (
-            Server("cli" if command == "pull" else "regen") as other,
+            Server("hub" if command == "pull" else "regen") as other,
             scratch() as folder,
-            cases(command, folder) as (server, found),
+            cases(command, folder, hub_port=other.hub_port) as (server, found),
         ):
             for number in range(rounds):
                 case = found[number % len(found)]

@@ -1,6 +1,6 @@
 """Runs the command line in forked children, so that 200 processes do not import torch 200 times.
 
-``python -m tools.campaign.forkserver cli|regen`` imports once, then reads one JSON request a line
+``python -m tools.campaign.forkserver hub|regen`` imports once, then reads one JSON request a line
 and forks a child for each. A child is a process of its own: it can be killed, limited in the size
 of the files it writes, run as another user, and be made to fail or die at its n-th change of the
 file system (an audit hook sees each before it happens; ``os.fsync``, which has no audit event, is
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import importlib
 import json
 import os
 import signal
@@ -153,7 +154,8 @@ def _preload(kind: str) -> None:
     import sla_ckpt.migrate.show
     import sla_ckpt.migrate.verify_fix
 
-    if kind != "cli":
+    importlib.import_module("huggingface_hub.hf_api")
+    if kind == "regen":
         import torch
         from diffusers import FluxTransformer2DModel  # noqa: F401
 
@@ -164,7 +166,6 @@ def _preload(kind: str) -> None:
 
 
 def _import_all() -> None:
-    import importlib
     import pkgutil
 
     import sla_ckpt
@@ -244,7 +245,7 @@ def _child(request: dict[str, Any], channel: int) -> None:
 
 
 def _serve() -> None:
-    _preload(sys.argv[1] if len(sys.argv) > 1 else "cli")
+    _preload(sys.argv[1])
     gc.collect()
     gc.freeze()
     channel = os.dup(1)

@@ -29,11 +29,14 @@ COMMANDS = ("migrate", "fix", "regen", "pull")
 
 
 @contextmanager
-def cases(command: str, folder: Path) -> Iterator[tuple[Server, list[Case]]]:
+def cases(
+    command: str, folder: Path, *, hub_port: int | None = None
+) -> Iterator[tuple[Server, list[Case]]]:
     """A fork server and the cases of a command, measured."""
     with ExitStack() as stack:
         # Before the Hub, whose sockets the children would else inherit.
-        server = stack.enter_context(Server("cli" if command == "pull" else "regen"))
+        kind = "hub" if command == "pull" else "regen"
+        server = stack.enter_context(Server(kind, hub_port=hub_port))
         yield server, stack.enter_context(measured(command, server, folder))
 
 
@@ -48,10 +51,8 @@ def measured(command: str, server: Server, folder: Path) -> Iterator[list[Case]]
         elif command == "regen":
             found = [regen_case(folder / n, present=n == "two") for n in ("one", "two")]
         else:
-            found = []
-            for name in ("one", "two"):
-                hub = stack.enter_context(LoopbackHub(folder / f"hub-{name}"))
-                found.append(pull_case(hub, folder / name, over=name == "two"))
+            hub = stack.enter_context(LoopbackHub(folder / "hub", port=server.hub_port))
+            found = [pull_case(hub, folder / n, over=n == "two") for n in ("one", "two")]
         for number, case in enumerate(found):
             case.measure(server, folder / f"measure-{number}" / "checkpoint-3")
         yield found

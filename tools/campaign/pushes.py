@@ -76,9 +76,10 @@ def campaign(count: int, seed: int, note: Callable[[str], None]) -> dict[str, An
     blocks = [(n, min(BLOCK, count - n * BLOCK)) for n in range(-(-count // BLOCK))]
     with ExitStack() as stack, ThreadPoolExecutor(WORKERS) as pool:
         # The fork servers first: their children must not inherit a Hub's sockets.
-        servers: SimpleQueue[Server] = SimpleQueue()
-        for _ in range(min(WORKERS, len(blocks))):
-            servers.put(stack.enter_context(Server()))
+        servers: dict[bool, SimpleQueue[Server]] = {False: SimpleQueue(), True: SimpleQueue()}
+        for number in range(WORKERS):
+            xet = number == WORKERS - 1
+            servers[xet].put(stack.enter_context(Server("hub", xet=xet)))
         jobs = [pool.submit(_block, servers, size, seed, n, note) for n, size in blocks]
         tallies = [job.result() for job in jobs]
     faults = [fault for tally in tallies for fault in tally.faults]
@@ -100,14 +101,22 @@ def campaign(count: int, seed: int, note: Callable[[str], None]) -> dict[str, An
     }
 
 
+def _hub(server: Server, folder: Path, *, xet: bool) -> LoopbackHub:
+    return LoopbackHub(folder / "hub", xet=xet, port=server.hub_port)
+
+
 def _block(
-    servers: SimpleQueue[Server], count: int, seed: int, number: int, note: Callable[[str], None]
+    servers: dict[bool, SimpleQueue[Server]],
+    count: int,
+    seed: int,
+    number: int,
+    note: Callable[[str], None],
 ) -> Tally:
-    server = servers.get()
+    tally = Tally(xet=number % 10 == 0)
+    server = servers[tally.xet].get()
     try:
-        tally = Tally(xet=number % 10 == 9)
         rng = random.Random(f"{seed}-{number}")
-        with scratch() as folder, LoopbackHub(folder / "hub", xet=tally.xet) as hub:
+        with scratch() as folder, _hub(server, folder, xet=tally.xet) as hub:
             repository = Repository(hub, server, folder / "work", rng, tally)
             for _ in range(count):
                 repository.one_run()
@@ -117,7 +126,7 @@ def _block(
         note(f"block {number}: {tally.runs} runs, {dict(tally.codes)}, {len(tally.faults)} faults")
         return tally
     finally:
-        servers.put(server)
+        servers[tally.xet].put(server)
 
 
 @dataclass
@@ -134,14 +143,8 @@ class Repository:
         self.checkpoint = self.folder / "checkpoint-500"
         self.secret = self.hub.token("write")
         self.env = {
-            "HF_ENDPOINT": self.hub.url,
             "HF_TOKEN": self.secret,
-            "HF_HOME": str(self.folder / "hf"),
             "HOME": str(self.folder / "home"),
-            "XDG_CACHE_HOME": str(self.folder / "home" / "cache"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "" if self.hub.has_xet else "1",
-            "SLA_CKPT_RETRY_DELAY": "0.02",
             "SLA_CKPT_HTTP_TIMEOUT": "2",
         }
 
@@ -296,7 +299,7 @@ class Repository:
 
     def _search(self, done: Done) -> None:
         """The token is in no output and in no file that the command left."""
-        places = [self.folder / "home", self.folder / "hf", self.checkpoint]
+        places = [self.folder / "home", self.server.scratch, self.checkpoint]
         texts = [done.stdout.encode(), done.stderr.encode()]
         texts += [
             path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()
