@@ -192,7 +192,8 @@ class ProjectionTensors:
 
     @property
     def is_zero(self) -> bool:
-        return not self.weight.any() and not self.bias.any()
+        # Counted, since numpy's any() warns of NaN of the signalling kind.
+        return not np.count_nonzero(self.weight) and not np.count_nonzero(self.bias)
 
     def equals(self, other: ProjectionTensors) -> bool:
         """Bitwise the same values, shapes and stored dtypes (NaN equals NaN)."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-import threading
 import tomllib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +18,11 @@ from typing import Any
 from sla_ckpt.checkpoint.jsonio import parse_json
 from sla_ckpt.checkpoint.source import Source
 from sla_ckpt.errors import FormatError, SlaCkptError, TargetNotFoundError, UsageError
+from sla_ckpt.quiet import without_warnings
 from sla_ckpt.state import SLASettings
 
 UPLOADED_CONFIG = "simpletuner_config.json"
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
-#: The warning filters are the whole process's, and checkpoints are verified in threads.
-_WARNINGS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,8 @@ def parse_sla_config(value: object) -> Mapping[str, Any]:
             parsed = json.loads(value)
         except (ValueError, RecursionError):
             try:
-                parsed = _python_literal(value.strip())
+                with without_warnings():
+                    parsed = ast.literal_eval(value.strip())
             except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
                 raise FormatError(
                     f"sla_config {value[:60]!r} is neither JSON nor a Python dict",
@@ -118,13 +116,6 @@ def parse_sla_config(value: object) -> Mapping[str, Any]:
         if isinstance(parsed, dict) and all(isinstance(key, str) for key in parsed):
             return parsed
     raise FormatError(f"sla_config is {type(value).__name__} and not a dict of settings")
-
-
-def _python_literal(text: str) -> object:
-    """What a Python literal stands for, without the compiler's warnings about its spelling."""
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)
-        return ast.literal_eval(text)
 
 
 def load_run_config(path: Path) -> RunConfig:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sla_ckpt.errors import StructureError
 from sla_ckpt.state import BIAS, WEIGHT, PairKey, SLAState
 from sla_ckpt.text import short_repr
@@ -64,8 +66,9 @@ class Entry:
     @property
     def is_zero(self) -> bool:
         """Both tensors present and all zero."""
+        # Counted, since numpy's any() warns of NaN of the signalling kind.
         return not self.missing and not any(
-            tensor.array.any() for tensor in (self.tensors[WEIGHT], self.tensors[BIAS])
+            np.count_nonzero(tensor.array) for tensor in (self.tensors[WEIGHT], self.tensors[BIAS])
         )
 
 

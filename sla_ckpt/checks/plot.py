@@ -98,7 +98,9 @@ def _draw_bias(axes: Any, pair: PairSummary, limit: float) -> None:
 
 
 def _finite(values: Any) -> Any:
-    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    with np.errstate(invalid="ignore"):  # numpy warns of signalling NaN
+        doubles = np.real(values).astype(np.float64)
+    return np.nan_to_num(doubles, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _draw_singular_values(axes: Any, pair: PairSummary) -> None:

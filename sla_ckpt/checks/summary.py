@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,9 +64,9 @@ class PairSummary:
             "weight_shape": list(self.weight_shape) if self.weight_shape is not None else None,
             "bias_shape": list(self.bias_shape) if self.bias_shape is not None else None,
             "dtypes": list(self.dtypes),
-            "norm": self.norm,
-            "bias_norm": self.bias_norm,
-            "spectral_norm": self.spectral_norm,
+            "norm": _number(self.norm),
+            "bias_norm": _number(self.bias_norm),
+            "spectral_norm": _number(self.spectral_norm),
             "rank": self.rank,
             "zeros": self.zeros,
             "finite": self.finite,
@@ -113,7 +114,7 @@ class StateSummary:
             "size": self.size,
             "sha256": self.sha256,
             "version": self.version if isinstance(self.version, int) else None,
-            "settings": self.settings.to_dict() if self.settings else None,
+            "settings": _numbers(self.settings.to_dict()) if self.settings else None,
             "pairs": [pair.to_dict() for pair in self.pairs],
             "expected": list(self.expected),
             "origin": dict(self.origin),
@@ -168,7 +169,7 @@ def summarise(context: Context, *, spectrum: bool = True) -> StateSummary:
 def _pair(entry: Entry, context: Context, spectrum: bool) -> PairSummary:
     weight = entry.weight.array if entry.weight is not None else None
     bias = entry.bias.array if entry.bias is not None else None
-    arrays = [array.astype(np.float64) for array in (weight, bias) if array is not None]
+    arrays = [_doubles(array) for array in (weight, bias) if array is not None]
     finite = all(bool(np.isfinite(array).all()) for array in arrays)
     elements = sum(array.size for array in arrays)
     nonzero = sum(int(np.count_nonzero(array)) for array in arrays)
@@ -193,12 +194,30 @@ def _pair(entry: Entry, context: Context, spectrum: bool) -> PairSummary:
     )
 
 
+def _number(value: Any) -> Any:
+    """JSON has no NaN and no infinity; null stands for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _number(value) for name, value in values.items()}
+
+
 def _norm(array: NDArray[Any] | None) -> float | None:
-    return None if array is None else float(np.linalg.norm(array.astype(np.float64)))
+    if array is None:
+        return None
+    with np.errstate(over="ignore"):  # of float64, whose squares may not fit
+        return float(np.linalg.norm(_doubles(array)))
+
+
+def _doubles(array: NDArray[Any]) -> NDArray[Any]:
+    """In double precision, complex values too, without numpy's warning of signalling NaN."""
+    with np.errstate(invalid="ignore"):
+        return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def _singular_values(weight: NDArray[Any] | None) -> NDArray[np.float64]:
     if weight is None or weight.ndim != 2 or not weight.size or max(weight.shape) > MAX_SVD_DIM:
         return np.empty(0)
-    values: NDArray[np.float64] = np.linalg.svd(weight.astype(np.float64), compute_uv=False)
+    values: NDArray[np.float64] = np.linalg.svd(_doubles(weight), compute_uv=False)
     return values

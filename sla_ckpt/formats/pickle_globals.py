@@ -9,6 +9,8 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Iterator
 
+from sla_ckpt.quiet import without_warnings
+
 _MAX_OPCODES = 300_000
 _MAX_SCAN_BYTES = 16 << 20
 _STRINGS = frozenset({"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"})
@@ -23,7 +25,8 @@ def find_globals(data: bytes) -> tuple[str, ...]:
     The scan follows the opcodes, not the stack: a ``STACK_GLOBAL`` whose two strings are not the
     last ones pushed is reported as ``"?"``. A stream that breaks off gives what came before.
     """
-    return tuple(dict.fromkeys(_scan(data)))
+    with without_warnings():  # of escapes in the text strings of protocol 0
+        return tuple(dict.fromkeys(_scan(data)))
 
 
 def _scan(data: bytes) -> Iterator[str]:

@@ -287,7 +287,7 @@ def _found(draft: Draft) -> tuple[PairKey, ...]:
 
 
 def _is_zero(tensors: Mapping[str, StoredTensor]) -> bool:
-    return not any(tensor.array.any() for tensor in tensors.values())
+    return not any(np.count_nonzero(tensor.array) for tensor in tensors.values())
 
 
 def _bytes(tensors: Mapping[str, StoredTensor]) -> bytes:

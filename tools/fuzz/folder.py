@@ -14,11 +14,13 @@ import numpy as np
 from click import unstyle
 
 from sla_ckpt.checkpoint.runconfig import load_run_config
+from sla_ckpt.checks.context import Context
 from sla_ckpt.checks.render import to_github, to_json, to_sarif, to_text
-from sla_ckpt.checks.verify import verify
+from sla_ckpt.checks.summary import summarise
+from sla_ckpt.checks.verify import verify, verify_source
 from sla_ckpt.formats.simpletuner import encode_state
 from sla_ckpt.formats.twin import encode_safetensors, encode_twin
-from sla_ckpt.state import PairKey, ProjectionTensors, SLAState
+from sla_ckpt.state import STATE_FILE, PairKey, ProjectionTensors, SLAState
 from tools.fuzz import binary, jsons, pickles, seeds, texts
 
 _PIPELINE = {
@@ -108,6 +110,14 @@ def read_checkpoint(data: bytes) -> Any:
         report = verify(_FOLDER.root)
     finally:
         _FOLDER.put(name, _FOLDER.tidy[name])
+    return report
+
+
+def read_bare_state(data: bytes) -> Any:
+    """A state by itself, as ``verify`` and ``inspect`` look at it."""
+    source = jsons.Files({STATE_FILE: data})
+    report = verify_source(source)
+    json.dumps(summarise(Context(source)).to_dict(), allow_nan=False)
     return report
 
 

@@ -22,7 +22,7 @@ from sla_ckpt.state import PairKey, ProjectionTensors, SLAState
 from tools.fuzz import seeds, texts, values
 
 
-class _Files:
+class Files:
     """A source of files in memory."""
 
     label = "memory"
@@ -37,12 +37,12 @@ class _Files:
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         return self._files[path][start : None if length is None else start + length]
 
-    def subsource(self, prefix: str) -> _Files:
+    def subsource(self, prefix: str) -> Files:
         raise NotImplementedError(prefix)
 
 
 def read_config(data: bytes) -> Any:
-    config = read_json_object(_Files({"config.json": data}), "config.json")
+    config = read_json_object(Files({"config.json": data}), "config.json")
     tokens_at(config, 1024, 768, 81)
     expected = [expected_head_dims(config, trainer=name) for name in ("simpletuner", "diffusers")]
     for each in expected:
@@ -51,7 +51,7 @@ def read_config(data: bytes) -> Any:
 
 
 def read_run_config(data: bytes) -> Any:
-    config, fault = find_run_config(_Files({UPLOADED_CONFIG: data}))
+    config, fault = find_run_config(Files({UPLOADED_CONFIG: data}))
     if config is None:
         raise FormatError(fault or "none")
     use_run_config(config)
@@ -105,7 +105,7 @@ def manifest_oracle(data: bytes, value: tuple[bytes, tuple[str, ...]]) -> str | 
 def read_index(data: bytes) -> Any:
     path = "transformer/diffusion_pytorch_model.safetensors.index.json"
     files = {path: data, "transformer/diffusion_pytorch_model-00001-of-00003.safetensors": b""}
-    weights = collect_weights(_Files(files), "transformer")
+    weights = collect_weights(Files(files), "transformer")
     weights.missing_numbered_shards()
     if weights.faults:
         raise FormatError(weights.faults[path])

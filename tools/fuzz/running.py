@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 import traceback
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from random import Random
@@ -122,7 +123,9 @@ def judge(target: Target, data: bytes) -> Verdict:
     """
     started = time.perf_counter()
     try:
-        with limits.memory_limited(len(data)):
+        # A warning would be printed in the middle of a command's output.
+        with limits.memory_limited(len(data)), warnings.catch_warnings():
+            warnings.simplefilter("error")
             value = target.read(data)
     except SlaCkptError as error:
         kind = error.kind if isinstance(error, FormatError) else type(error).__name__

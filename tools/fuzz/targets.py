@@ -55,6 +55,7 @@ TARGETS: Mapping[str, Target] = {
         Target("manifest", 4, jsons.make_manifest, jsons.read_manifest, jsons.manifest_oracle),
         Target("index", 4, _index, jsons.read_index),
         Target("card", 5, texts.mutate_card, jsons.read_card, jsons.card_oracle),
+        Target("inspect", 4, _STATE, folder.read_bare_state, folder.judge),
         Target("checkpoint", 2, folder.make_checkpoint, folder.read_checkpoint, folder.judge),
     )
 }
