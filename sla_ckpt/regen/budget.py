@@ -35,6 +35,25 @@ _MIN_UPDATE_DRAWS = 2
 
 
 @dataclass(frozen=True)
+class SweepKind:
+    """One way to run an annealed step.
+
+    Attributes:
+        rate: Share of the full rate.
+        variation: Share of the draws that see varied copies of the samples.
+    """
+
+    rate: float
+    variation: float
+
+
+#: Where only one sweep can be afforded, half of it sees the samples as they are: how far copies
+#: resemble a family's pictures is not known, and nothing else would tell.
+_ONE_SWEEP = (SweepKind(1.0, 0.5),)
+_CHEAP_SWEEPS = (SweepKind(1.0, 1.0), SweepKind(0.25, 0.5))
+
+
+@dataclass(frozen=True)
 class Budget:
     """What one regeneration may spend.
 
@@ -45,7 +64,7 @@ class Budget:
         evaluations: Of the training loss per L-BFGS step.
         updates: Of an annealed step.
         update_draws: Draws of noise per update, over all samples.
-        rates: Shares of the full rate at which an annealed step is run.
+        sweeps: How often an annealed step is tried, and with what.
         starts: From how many starts L-BFGS and AdamW are tried.
         checkpoints: How many iterates of a training are judged.
     """
@@ -56,7 +75,7 @@ class Budget:
     evaluations: int
     updates: int
     update_draws: int
-    rates: tuple[float, ...]
+    sweeps: tuple[SweepKind, ...]
     starts: int
     checkpoints: int
 
@@ -109,7 +128,7 @@ def plan_budget(
         evaluations=_between(spare, _MIN_EVALUATIONS, MAX_EVALUATIONS),
         updates=updates,
         update_draws=update_draws,
-        rates=(1.0, 0.25) if cheap else (1.0,),
+        sweeps=_CHEAP_SWEEPS if cheap else _ONE_SWEEP,
         starts=2 if cheap else 1,
         checkpoints=6 if cheap else 3,
     )

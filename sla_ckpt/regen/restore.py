@@ -42,8 +42,8 @@ from sla_ckpt.state import PairKey, SLAState
 #: First rate of a full annealed step, in attention's own size, and its number of updates.
 FULL_RATE = 7e-3
 FULL_UPDATES = 48
-#: Made-up samples are believed only where their loss falls by more than this share: smaller gains
-#: on them went with losses on real ones (benchmarks/results/recovery-h100.json, synthetic).
+#: Made-up samples and varied copies are believed only where their loss falls by more than this
+#: share: smaller gains on them were seen to go with losses on real ones.
 CAUTION = 0.015
 
 
@@ -162,9 +162,9 @@ class _Restoration:
 
     def _optimism(self, moments: LayerMoments) -> float:
         """See :func:`judge`."""
-        if self.plan.cautious:
+        if self.plan.cautious or self.work.varied:
             return CAUTION
-        if self.work.judge_samples or self.work.parts:
+        if self.work.judge_samples:
             return 0.0
         parameters = sum(pair.head_dim * (pair.head_dim + 1) for pair in moments.pairs)
         return 2 * parameters / self.work.numbers
@@ -222,24 +222,24 @@ class _Restoration:
         scales = {pair: moments.of(pair).column_scales() for pair in moments.pairs}
         # Fewer updates have to go further each.
         rate = FULL_RATE * math.sqrt(FULL_UPDATES / self.budget.updates)
-        for number, share in enumerate(self.budget.rates):
-            first = number * updates
-            draws = len(self.work.update(first).draws)
+        for number, kind in enumerate(self.budget.sweeps):
+            workload = partial(self._update, number * updates, kind.variation)
+            draws = len(workload(0).draws)
             with self._stage("train", updates * draws):
                 trained = train_annealed(
                     self.runner,
-                    partial(self._update, first),
+                    workload,
                     start.projections,
                     scales,
-                    Sweep(updates, share * rate, keep=(updates // 4, updates // 2)),
+                    Sweep(updates, kind.rate * rate, keep=(updates // 4, updates // 2)),
                     tick=self.progress.tick,
                 )
             name = f"trained from {start.name}"
-            name = name if share == 1 else f"{name} at rate × {share:.2f}"
+            name = name if kind.rate == 1 else f"{name} at rate × {kind.rate:.2f}"
             self._add_trained(name, trained, start)
 
-    def _update(self, first: int, number: int) -> Workload:
-        return self.work.update(first + number)
+    def _update(self, first: int, variation: float, number: int) -> Workload:
+        return self.work.update(first + number, variation)
 
     def _train_lbfgs(self, first: Workload, moments: LayerMoments, start: Candidate) -> None:
         coordinates = Coordinates.of(moments, self.plan.metric_ridge)

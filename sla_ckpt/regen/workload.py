@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from sla_ckpt.regen.families.base import (
     group_samples,
 )
 from sla_ckpt.regen.samples.request import FixedCall
+from sla_ckpt.regen.variation import can_vary, varied
 
 _HELD_OUT_EVERY = 4
 #: Seeds of updates start here; those below are for L-BFGS steps and the judge.
@@ -45,18 +46,13 @@ class Draw(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class NoisyDraw:
-    """Samples of one shape with fixed noise and noise levels, kept on the CPU.
-
-    Attributes:
-        weights: How much each latent position counts in the loss, [h, w]; None is 1 everywhere.
-    """
+    """Samples of one shape with fixed noise and noise levels, kept on the CPU."""
 
     adapter: FamilyAdapter
     batch: Batch
     noise: Tensor
     t: Tensor
     positions: tuple[int, ...]
-    weights: Tensor | None = None
 
     def losses(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Tensor:
         batch = self.batch.to(device, dtype)
@@ -66,10 +62,7 @@ class NoisyDraw:
         with self.adapter.running(model):
             output = model(**inputs)
         prediction = self.adapter.read_prediction(output, batch)
-        errors = (prediction.float() - target).square()
-        if self.weights is not None:
-            errors = errors * self.weights.to(device)
-        return errors.flatten(1).mean(1)
+        return (prediction.float() - target).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,56 +118,34 @@ def make_workload(
     repeats: int,
     batch_size: int,
     seed: int,
-    part: Part | None = None,
+    variation: float = 0.0,
 ) -> Workload:
     """Draw noise and noise levels for each sample ``repeats`` times.
 
-    Noise levels are stratified over all samples of one shape, whatever the batch size. With a
-    ``part``, only that part of each picture counts in the loss.
+    Noise levels are stratified over all samples of one shape, whatever the batch size. A share of
+    ``variation`` of the draws sees a varied copy (:mod:`sla_ckpt.regen.variation`).
     """
     generator = torch.Generator().manual_seed(seed)
     draws: list[NoisyDraw] = []
     position = 0
     for members in group_samples(samples, max(1, len(samples))):
         repeated = [sample for _ in range(repeats) for sample in members]
-        latents = torch.stack([sample.latents for sample in members]).repeat(
-            repeats, *([1] * members[0].latents.ndim)
-        )
+        if variation:
+            chosen = (torch.rand(len(repeated), generator=generator) < variation).tolist()
+            repeated = [
+                varied(sample, generator) if vary and can_vary(sample) else sample
+                for sample, vary in zip(repeated, chosen, strict=True)
+            ]
+        latents = torch.stack([sample.latents for sample in repeated])
         levels = adapter.sample_timesteps(config, Batch(latents, {}), generator)
         noise = torch.randn(latents.shape, generator=generator)
-        weights = part_weights(latents.shape[-2:], part) if part else None
         for start in range(0, len(repeated), batch_size):
-            chosen = slice(start, start + batch_size)
-            batch = collate(repeated[chosen])
+            part = slice(start, start + batch_size)
+            batch = collate(repeated[part])
             places = tuple(range(position + start, position + start + len(batch)))
-            draws.append(NoisyDraw(adapter, batch, noise[chosen], levels[chosen], places, weights))
+            draws.append(NoisyDraw(adapter, batch, noise[part], levels[part], places))
         position += len(repeated)
     return Workload(tuple(draws))
-
-
-Part = Literal["training", "judging"]
-_CELLS = 4
-#: The cell of each row that judges: one in every row and column, none beside another.
-_JUDGING = (1, 3, 0, 2)
-
-
-def can_split(sample: Sample) -> bool:
-    """Whether a sample is large enough for :func:`part_weights`."""
-    return sample.latents.ndim >= 3 and min(sample.latents.shape[-2:]) >= _CELLS
-
-
-def part_weights(size: Sequence[int], part: Part) -> Tensor:
-    """Weights of mean 1 that choose a part of a picture, float32 [h, w].
-
-    Of 4 × 4 cells, four judge and twelve train. With too few samples to hold some out, this is
-    what tells learning how the model works from learning the pictures by heart.
-    """
-    height, width = size
-    rows = torch.arange(height) * _CELLS // height
-    columns = torch.arange(width) * _CELLS // width
-    judging = torch.tensor(_JUDGING)[rows][:, None] == columns[None]
-    chosen = (judging if part == "judging" else ~judging).float()
-    return chosen / chosen.mean()
 
 
 @contextlib.contextmanager
@@ -213,22 +184,23 @@ class Work:
 
     Attributes:
         train: Workload of an L-BFGS step, and of the calibration, by its number.
-        update: Workload of one update of the stochastic optimizers, by its number.
+        update: Workload of one update of an annealed step, by its number and the share of its
+            draws that see varied copies.
         judge: Held-out workload, the same for every candidate.
         train_samples: Different samples that train.
-        judge_samples: Different samples that only judge; 0 if other parts of the same ones judge,
-            or the same ones under other noise.
-        parts: Other parts of the same samples judge.
+        judge_samples: Different samples that only judge; 0 if the same ones judge, under other
+            noise.
+        varied: The same samples judge, as varied copies.
         redraws: Every update has other noise.
         numbers: How many different numbers the training targets hold, noise not counted.
     """
 
     train: Callable[[int], Workload]
-    update: Callable[[int], Workload]
+    update: Callable[[int, float], Workload]
     judge: Workload
     train_samples: int
     judge_samples: int
-    parts: bool
+    varied: bool
     redraws: bool
     numbers: int
 
@@ -251,10 +223,10 @@ def sampled_work(
 ) -> Work:
     """The work over prepared samples."""
     train, held_out = split_samples(samples)
-    parts = not held_out and all(can_split(sample) for sample in train)
+    alone = not held_out and all(can_vary(sample) for sample in train)
 
     def workload(
-        source: Sequence[Sample], repeats: int, stream: int, *, judging: bool = False, size: int = 0
+        source: Sequence[Sample], repeats: int, stream: int, *, size: int = 0, variation: float = 0
     ) -> Workload:
         return make_workload(
             adapter,
@@ -263,18 +235,20 @@ def sampled_work(
             repeats=repeats,
             batch_size=size or budget.batch_size,
             seed=(seed << 20) + stream,
-            part=("judging" if judging else "training") if parts else None,
+            variation=1.0 if alone else variation,
         )
 
-    def update(number: int) -> Workload:
+    def update(number: int, variation: float) -> Workload:
         wanted = budget.update_draws
         size = min(budget.batch_size, wanted)
         if wanted >= len(train):
             stream = _UPDATES + number
-            return workload(train, wanted // len(train), stream, size=size)
+            repeats = wanted // len(train)
+            return workload(train, repeats, stream, size=size, variation=variation)
         # One pass over all samples gives several updates, so that noise levels stay stratified.
         per_pass = -(-len(train) // wanted)
-        draws = workload(train, 1, _UPDATES + number // per_pass, size=size).draws
+        stream = _UPDATES + number // per_pass
+        draws = workload(train, 1, stream, size=size, variation=variation).draws
         per_update = -(-len(draws) // per_pass)
         first = number % per_pass * per_update
         return Workload(draws[first : first + per_update] or draws[-per_update:])
@@ -282,10 +256,10 @@ def sampled_work(
     return Work(
         train=lambda step: workload(train, budget.repeats, step + 1),
         update=update,
-        judge=workload(held_out or train, budget.judge_repeats, 0, judging=True),
+        judge=workload(held_out or train, budget.judge_repeats, 0),
         train_samples=len(train),
         judge_samples=len(held_out),
-        parts=parts,
+        varied=alone,
         redraws=True,
         numbers=sum(sample.latents.numel() for sample in train),
     )
@@ -303,7 +277,7 @@ def stored_work(calls: Sequence[FixedCall], budget: Budget) -> Work:
     trained = workload(train)
     per_update = min(len(train), budget.update_draws)
 
-    def update(number: int) -> Workload:
+    def update(number: int, _: float) -> Workload:
         first = number * per_update
         return Workload(tuple(trained.draws[(first + k) % len(train)] for k in range(per_update)))
 
@@ -313,7 +287,7 @@ def stored_work(calls: Sequence[FixedCall], budget: Budget) -> Work:
         judge=workload(held_out or train),
         train_samples=len(train),
         judge_samples=len(held_out),
-        parts=False,
+        varied=False,
         redraws=False,
         numbers=sum(call.target.numel() for call in train),
     )
