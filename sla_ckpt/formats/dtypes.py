@@ -109,13 +109,28 @@ def decode(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
 def encode(values: NDArray[Any], dtype: str) -> bytes:
     """Values -> stored little-endian bytes; the inverse of :func:`decode`.
 
-    bfloat16 input must be exactly representable, as what :func:`decode` returned is.
+    bfloat16 and float8 input must be exactly representable, as what :func:`decode` returned is.
+
+    Raises:
+        ValueError: A value that float8 does not have.
     """
     array = np.ascontiguousarray(values)
     if dtype == "bfloat16":
         bits = (np.asarray(array, np.float32).view(np.uint32) >> 16).astype("<u2")
         return bits.tobytes()
+    if dtype.startswith("float8"):
+        return _float8_codes(np.asarray(array, np.float32), dtype)
     return array.astype(STORED_AS[dtype], copy=False).tobytes()
+
+
+def _float8_codes(values: NDArray[np.float32], dtype: str) -> bytes:
+    """The code of each value; of NaN, which has several, the first."""
+    known, codes = np.unique(_float8_values(dtype).view(np.uint32), return_index=True)
+    wanted = np.where(np.isnan(values), np.float32(np.nan), values).view(np.uint32)
+    places = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+    if not np.array_equal(known[places], wanted):
+        raise ValueError(f"a value does not fit into {dtype}")
+    return codes[places].astype(np.uint8).tobytes()
 
 
 @cache
