@@ -130,7 +130,8 @@ def _float8_codes(values: NDArray[np.float32], dtype: str) -> bytes:
     places = np.searchsorted(known, wanted).clip(max=len(known) - 1)
     if not np.array_equal(known[places], wanted):
         raise ValueError(f"a value does not fit into {dtype}")
-    return codes[places].astype(np.uint8).tobytes()
+    raw: bytes = codes[places].astype(np.uint8).tobytes()
+    return raw
 
 
 @cache
