@@ -27,7 +27,8 @@ except ImportError:  # Windows has no flock; msvcrt is used instead
     fcntl = None  # type: ignore[assignment]
 
 LOCK_NAME = ".sla_ckpt.lock"
-_PREFIX, _SUFFIX = ".sla_ckpt-", ".tmp"
+#: Of files that are not in their places yet.
+TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".sla_ckpt-", ".tmp"
 
 
 def fsync_directory(directory: Path) -> None:
@@ -80,7 +81,9 @@ def staged_file(path: Path, data: bytes | Callable[[BinaryIO], None]) -> Iterato
     staged: StagedFile | None = None
     try:
         mode = _mode_of(path)
-        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(
+            prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX, dir=path.parent
+        )
         staged = StagedFile(path, Path(name))
         with os.fdopen(descriptor, "wb") as handle:
             _try_lock(descriptor)  # says that this is no leftover
@@ -156,7 +159,12 @@ def backup(path: Path) -> Path | None:
             with path.open("rb") as source:
                 shutil.copyfileobj(source, handle)
 
-        atomic_write(target, copy)
+        try:
+            atomic_write(target, copy)
+        except WriteError:
+            with contextlib.suppress(OSError):
+                target.unlink(missing_ok=True)
+            raise
         return target
     raise WriteError(f"cannot back up {path}: a thousand backups of this second exist")
 
@@ -238,7 +246,7 @@ def _try_lock(descriptor: int) -> _Lock:
 
 def _remove_leftovers(directory: Path) -> None:
     """Remove temporary files of writers that were killed; a living writer's is locked."""
-    for leftover in directory.glob(f"{_PREFIX}*{_SUFFIX}"):
+    for leftover in directory.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
         with contextlib.suppress(OSError):
             descriptor = os.open(leftover, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
             try:

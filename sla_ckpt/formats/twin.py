@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +28,7 @@ from sla_ckpt.formats.safetensors_header import (
 )
 from sla_ckpt.formats.simpletuner import read_state
 from sla_ckpt.formats.simpletuner_writer import encode_state
-from sla_ckpt.fsio import StagedFile, staged_file
+from sla_ckpt.fsio import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, StagedFile, staged_file
 from sla_ckpt.state import (
     BIAS,
     STATE_FILE,
@@ -292,11 +293,29 @@ def staged_state(
             _compare(files[1], read_twin, state)
 
         def place() -> None:
-            twin_path.unlink(missing_ok=True)
-            for file in files:
+            with _without(twin_path, files[0]):
+                files[0].place()
+            for file in files[1:]:
                 file.place()
 
         yield place
+
+
+@contextlib.contextmanager
+def _without(twin: Path, new_state: StagedFile) -> Iterator[None]:
+    """Take the old twin away while the state is replaced; it returns if the state stays."""
+    if not os.path.lexists(twin):
+        yield
+        return
+    aside = twin.with_name(f"{TEMPORARY_PREFIX}{twin.name}{TEMPORARY_SUFFIX}")
+    twin.replace(aside)
+    try:
+        yield
+    finally:
+        if new_state.placed:
+            aside.unlink(missing_ok=True)
+        else:
+            aside.replace(twin)
 
 
 def _compare(file: StagedFile, read: Callable[[Path], SLAState], state: SLAState) -> None:

@@ -170,7 +170,7 @@ def _import_all() -> None:
 
     import sla_ckpt
 
-    for name in ("encodings.idna", "encodings.utf_8_sig", "huggingface_hub.hf_api"):
+    for name in ("_strptime", "encodings.idna", "encodings.utf_8_sig", "huggingface_hub.hf_api"):
         importlib.import_module(name)
     left_out = ("triton", "__main__", *(() if "torch" in sys.modules else ("attention", "regen")))
     for module in pkgutil.walk_packages(sla_ckpt.__path__, "sla_ckpt."):
