@@ -77,6 +77,8 @@ def random_kills(
             root = case.fresh(folder / "run" / "checkpoint-3")
             when = _kill_once(server, case, root, rng)
             done = server.wait()
+            # The machine is shared: follow how long the command takes now.
+            case.seconds *= 1.01 if done.code == -9 else 0.95
             if done.code != -9:
                 tally["ended before the kill"] += 1
                 assert done.code == 0, done.text
