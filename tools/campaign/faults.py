@@ -1,7 +1,7 @@
 """Disks that fill up, turn read-only or fail, files that vanish, two writers, links, the clock.
 
 Most of it is injected at every change of a file in turn. What needs a real file system (tmpfs of a
-few pages, a quota, immutable files, another user) needs root on Linux.
+few pages, immutable files, another user) needs root on Linux.
 """
 
 from __future__ import annotations
@@ -172,71 +172,28 @@ def _fill(ballast: Path, disk: Path, pages: int) -> None:
         os.posix_fallocate(handle.fileno(), 0, max(1, free))
 
 
-@contextmanager
-def with_quota(folder: Path) -> Iterator[Path]:
-    """An ext4 of its own, in a file, that knows quotas. Needs the package ``quota``."""
-    image, disk = folder / "image", folder / "disk"
-    disk.mkdir()
-    with image.open("wb") as handle:
-        handle.truncate(64 << 20)
-    for command in (
-        ["mkfs.ext4", "-q", "-O", "quota", "-E", "quotatype=usrquota", str(image)],
-        ["mount", "-o", "loop,usrquota", str(image), str(disk)],
-    ):
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    try:
-        subprocess.run(["quotaon", str(disk)], check=False, capture_output=True)
-        disk.chmod(0o777)
-        yield disk
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+def limited(note: Note) -> dict[str, Any]:
+    """The kernel refuses the rest of a write in the middle of a file, as a quota does.
 
-
-def quota(note: Note) -> dict[str, Any]:
-    """The quota of another user, used up in the middle of a write."""
+    (RLIMIT_FSIZE, EFBIG; a quota's own EDQUOT is among the injected errors.)
+    """
     result: dict[str, Any] = {}
-    for command in ("migrate", "fix", "regen"):
+    for command in COMMANDS:
         judge = Judge(note)
         runs = 0
-        with (
-            scratch() as folder,
-            cases(command, folder) as (server, found),
-            with_quota(folder) as disk,
-        ):
-            folder.chmod(0o755)
-            _give(folder)
+        with scratch() as folder, cases(command, folder) as (server, found):
             for case in found:
-                for kilobytes in (0, 4, 8, 16, 24, 40, 80, 160, 320, 640):
-                    root = case.fresh(disk / "checkpoint-3")
-                    _give(root)
-                    _set_quota(disk, _held(root) + kilobytes)
-                    with judge(f"{command}, {kilobytes} kB of quota left", folder):
-                        done = case.run(server, root, uid=NOBODY)
+                root = folder / "run" / "checkpoint-3"
+                for kilobytes in (1, 2, 3, 4, 8, 16, 32, 64, 66, 100, 200, 260, 300, 400, 900):
+                    case.fresh(root)
+                    with judge(f"{command}, files up to {kilobytes} kB", folder):
+                        done = case.run(server, root, file_limit=kilobytes * 1024)
                         runs += 1
                         judge.failed(case, root, done)
-                        judge.tally["over quota"] += "quota" in done.text.lower()
-                        _set_quota(disk, 0)
                         case.check_rerun(case.run(server, root), root)
-                    _set_quota(disk, 0)
         result[command] = {"runs": runs, **judge.result()}
-        note(f"quota, {command}: {runs} runs, {result[command]['found']}")
+        note(f"limited, {command}: {runs} runs, {result[command]['found']}")
     return result
-
-
-def _give(root: Path) -> None:
-    for path in (root, *root.rglob("*")):
-        if "image" not in path.name and "hub" not in path.parts:
-            os.chown(path, NOBODY, NOBODY)
-
-
-def _held(root: Path) -> int:
-    """Kilobytes in use, as the quota counts them."""
-    return sum(path.stat().st_blocks for path in (root, *root.rglob("*"))) // 2
-
-
-def _set_quota(disk: Path, kilobytes: int) -> None:
-    limits = ["0", str(kilobytes), "0", "0"]
-    subprocess.run(["setquota", "-u", str(NOBODY), *limits, str(disk)], check=True)
 
 
 def no_permission(note: Note) -> dict[str, Any]:
@@ -407,7 +364,7 @@ PARTS: dict[str, Callable[[Note], dict[str, Any]]] = {
     "links": links,
     "clock": clock,
     "no_permission": no_permission,
-    "quota": quota,
+    "limited": limited,
     "full_disk": full_disk,
     "injected": injected,
 }
