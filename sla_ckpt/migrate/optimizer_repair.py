@@ -99,9 +99,10 @@ def _rewrite(path: Path, staged: Path, keep: int) -> None:
     try:
         torch.save(value, staged)
     except (OSError, RuntimeError) as error:
-        # torch's zip writer turns a full disk into a RuntimeError.
+        # torch's zip writer turns a full disk into a RuntimeError about its own counters.
+        reason = error.strerror if isinstance(error, OSError) else None
         raise WriteError(
-            f"cannot write {path.name}: {str(error).splitlines()[0]}",
+            f"cannot write {path.name}: {reason or 'the disk does not take all of it'}",
             hint="check free space; the old file is untouched",
             path=str(path),
         ) from error
