@@ -108,17 +108,19 @@ class HubClient:
         )
         return headers
 
-    def retry(self, call: Callable[[], T]) -> T:
+    def retry(self, call: Callable[[], T], *, patience: float = float("inf")) -> T:
         """Run a request that is safe to repeat, again while the failure is transient.
 
         Waits 1, 2, 4 seconds, or what Retry-After asks for; gives up at once when that is over
-        half a minute.
+        half a minute, or when an attempt took longer than ``patience`` (seconds): what has retries
+        of its own was repeated often enough then.
         """
         for attempt in range(ATTEMPTS):
+            started = time.monotonic()
             try:
                 return call()
             except Exception as error:
-                if not wait_for_retry(error, attempt):
+                if time.monotonic() - started > patience or not wait_for_retry(error, attempt):
                     raise
         raise AssertionError("unreachable")
 

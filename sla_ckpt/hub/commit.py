@@ -22,6 +22,8 @@ from sla_ckpt.hub.remote import RemoteFile, open_at
 from sla_ckpt.hub.repo import RepoRef
 from sla_ckpt.text import count
 
+#: Seconds. The client repeats requests of an upload itself, over xet for minutes each.
+UPLOAD_PATIENCE = 30.0
 #: How many of the newest open pull requests are looked at.
 REQUESTS = 5
 
@@ -48,7 +50,8 @@ def upload(
                 revision=plan.ref.revision,
                 create_pr=create_pr or None,
                 free_memory=False,
-            )
+            ),
+            patience=UPLOAD_PATIENCE,
         )
     learnt: dict[str, LocalFile] = {}
     with HashCache() as hashes:

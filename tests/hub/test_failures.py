@@ -279,3 +279,18 @@ def test_an_empty_explicit_token_is_refused() -> None:
     with pytest.raises(UsageError, match="--token is empty"):
         connect("  ")
     assert issubclass(HubError, Exception)
+
+
+def test_what_was_repeated_for_long_is_not_repeated_again() -> None:
+    calls = 0
+
+    def fail() -> None:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.02)
+        raise ConnectionError("cut")
+
+    client = connect("hf_x")
+    with pytest.raises(ConnectionError):
+        client.retry(fail, patience=0.01)
+    assert calls == 1

@@ -79,6 +79,9 @@ class Server:
             "HF_HOME": str(self.scratch / "hf"),
             "SLA_CKPT_CACHE": str(self.scratch / "cache"),
             "SLA_CKPT_RETRY_DELAY": "0.02",
+            # The client's own patience is six minutes a request.
+            "HF_XET_CLIENT_RETRY_BASE_DELAY": "100ms",
+            "HF_XET_CLIENT_RETRY_MAX_DURATION": "10s",
             **({} if xet else {"HF_HUB_DISABLE_XET": "1"}),
         }
         self._process = subprocess.Popen(
