@@ -43,7 +43,7 @@ _training = _group(
         type=click.Choice(["auto", "anneal", "lbfgs", "adamw"]),
         default="auto",
         show_default=True,
-        help="anneal: a step is a sweep of up to 48 updates, each on fresh noise; lbfgs: up to 20 "
+        help="anneal: a step is a sweep of up to 36 updates, each on fresh noise; lbfgs: up to 20 "
         "loss evaluations; adamw: one update.",
     ),
     click.option("--lr", type=float, help="Learning rate of adamw.  [default: 0.01]"),

@@ -40,11 +40,12 @@ from sla_ckpt.regen.workload import Work, Workload
 from sla_ckpt.state import PairKey, SLAState
 
 #: First rate of a full annealed step, in attention's own size, and its number of updates.
-FULL_RATE = 7e-3
-FULL_UPDATES = 48
-#: Made-up samples and varied copies are believed only where their loss falls by more than this
-#: share: smaller gains on them were seen to go with losses on real ones.
-CAUTION = 0.015
+FULL_RATE = 8e-3
+FULL_UPDATES = 36
+#: Made-up samples, and varied copies of samples that train as well, are believed only where their
+#: loss falls by more than this share: smaller gains were seen to go with losses on real samples.
+MADE_UP_GAIN = 0.05
+COPIES_GAIN = 0.015
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +163,12 @@ class _Restoration:
 
     def _optimism(self, moments: LayerMoments) -> float:
         """See :func:`judge`."""
-        if self.plan.cautious or self.work.varied:
-            return CAUTION
+        if self.plan.cautious:
+            return MADE_UP_GAIN
         if self.work.judge_samples:
             return 0.0
+        if self.work.varied:
+            return COPIES_GAIN
         parameters = sum(pair.head_dim * (pair.head_dim + 1) for pair in moments.pairs)
         return 2 * parameters / self.work.numbers
 
