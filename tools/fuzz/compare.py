@@ -101,7 +101,7 @@ def torch_differs_from_structure(data: bytes, structure: OptimizerStructure) -> 
     if [tuple(group["params"]) for group in groups] != [group.params for group in structure.groups]:
         return "torch reads other params"
     for group, ours in zip(groups, structure.groups, strict=True):
-        if {str(key) for key in group if key != "params"} != set(ours.options):
+        if {_text(key) for key in group if key != "params"} != set(ours.options):
             return "torch reads other options"
     shapes = {
         param: {
@@ -111,6 +111,11 @@ def torch_differs_from_structure(data: bytes, structure: OptimizerStructure) -> 
         if type(param) is int and isinstance(entry, dict)
     }
     return None if shapes == structure.state_shapes else "torch reads other shapes"
+
+
+def _text(key: object) -> str:
+    """A key as our structure names it: torch.Size is a tuple like any other."""
+    return str(tuple(key) if isinstance(key, tuple) else key)
 
 
 def safetensors_differs(data: bytes, header: SafetensorsHeader) -> str | None:
