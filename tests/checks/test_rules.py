@@ -612,3 +612,14 @@ def test_a_state_without_keys_is_one_finding() -> None:
     assert not only(report, "SLA201").fixable
     known = verify(target, VerifyOptions(expect=(PairKey(128, "bf16"),)))
     assert only(known, "SLA201").fixable
+
+
+def test_sla301_an_interrupted_pull_is_an_error_until_it_has_finished(good: Path) -> None:
+    staging = good / ".sla_ckpt_pull"
+    staging.mkdir()
+    assert "SLA301" not in codes(verify(good), "error")
+    (staging / "placing").write_text("sla_attention.pt")
+    found = only(verify(good), "SLA301")
+    assert found.level == "error"
+    assert "a pull was interrupted" in found.message
+    assert found.help is not None and "pull" in found.help

@@ -80,6 +80,24 @@ def run_killed(folder: Path, at: int) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migration that died when it had decided, and before it had replaced anything."""
+    root = tmp_path_factory.mktemp("killed")
+    for at in range(10, 60):
+        folder = broken_checkpoint(root / f"at{at}")
+        assert run_killed(folder, at).returncode == -signal.SIGKILL
+        if (folder / STAGING / "journal.json").is_file():
+            return folder
+    pytest.fail("the journal was never seen")
+
+
+@pytest.fixture
+def interrupted(killed: Path, tmp_path: Path) -> Path:
+    shutil.copytree(killed, tmp_path / "c", copy_function=shutil.copy2)
+    return tmp_path / "c"
+
+
 @pytest.mark.slow
 def test_kill_at_any_point_leaves_all_or_nothing(
     tmp_path: Path, both: tuple[dict[str, bytes], dict[str, bytes]]
@@ -242,20 +260,101 @@ def test_a_foreign_journal_cannot_point_outside(tmp_path: Path) -> None:
 
 
 def test_verify_fix_finishes_what_was_interrupted(
-    tmp_path: Path, both: tuple[dict[str, bytes], dict[str, bytes]]
+    interrupted: Path, both: tuple[dict[str, bytes], dict[str, bytes]]
 ) -> None:
     from sla_ckpt.checks.context import VerifyOptions
     from sla_ckpt.migrate.verify_fix import verify_and_fix
 
     _, after = both
-    for at in range(10, 60):
-        folder = broken_checkpoint(tmp_path / f"at{at}")
-        assert run_killed(folder, at).returncode == -signal.SIGKILL
-        if (folder / STAGING / "journal.json").is_file():
-            break
-    else:
-        pytest.fail("the journal was never seen")
+    folder = interrupted
     notes: list[str] = []
     list(verify_and_fix([str(folder)], VerifyOptions(), note=notes.append))
     assert contents(folder) == after
     assert any("finished an interrupted migration" in note for note in notes)
+
+
+def test_what_was_written_after_the_kill_is_not_overwritten(interrupted: Path) -> None:
+    folder = interrupted
+    newer = (STATES / "three_pairs" / "sla_attention.pt").read_bytes()
+    (folder / "sla_attention.pt").unlink()
+    (folder / "sla_attention.pt").write_bytes(newer)
+    before = contents(folder)
+    assert finish_interrupted(folder) == ()
+    assert contents(folder) == before
+    assert not (folder / STAGING).exists()
+
+
+def test_verify_says_that_a_migration_was_interrupted(interrupted: Path) -> None:
+    from sla_ckpt.checks.verify import verify
+
+    journal = f"{STAGING}/journal.json"
+    (found,) = [f for f in verify(interrupted).findings if f.path == journal]
+    assert (found.code, found.level) == ("SLA301", "error")
+    assert found.help is not None and "verify --fix" in found.help
+    finish_interrupted(interrupted)
+    assert not [f for f in verify(interrupted).findings if f.path == journal]
+
+
+def test_an_error_while_finishing_keeps_the_journal(
+    interrupted: Path,
+    both: tuple[dict[str, bytes], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, after = both
+    folder = interrupted
+    real, calls = Path.replace, 0
+
+    def failing(self: Path, target: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(WriteError, match="Input/output"):
+        finish_interrupted(folder)
+    monkeypatch.undo()
+    finish_interrupted(folder)
+    assert contents(folder) == after
+
+
+def test_ctrl_c_between_two_files_puts_everything_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = broken_checkpoint(tmp_path / "c")
+    before = contents(folder)
+    real, calls = Path.replace, 0
+
+    def interrupted(self: Path, target: Any) -> Any:
+        nonlocal calls
+        calls += "journal" not in str(target)
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        migrate(folder, OPTIONS)
+    monkeypatch.undo()
+    assert contents(folder) == before
+    assert sorted(path.name for path in folder.iterdir()) == sorted(before)
+
+
+def test_a_backup_that_cannot_be_made_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither linked nor copied: the disk is full where files cannot be linked."""
+    folder = broken_checkpoint(tmp_path / "c")
+    before = contents(folder)
+
+    def refused(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.link", refused)
+    monkeypatch.setattr(shutil, "copyfileobj", refused)
+    with pytest.raises(WriteError, match="No space left"):
+        migrate(folder, OPTIONS)
+    monkeypatch.undo()
+    assert contents(folder) == before
+    assert sorted(path.name for path in folder.iterdir()) == sorted(before)
