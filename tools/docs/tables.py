@@ -138,10 +138,14 @@ def _share(outcome: dict[str, Any]) -> str:
 def _attention(name: str) -> Iterator[str]:
     """The newest run that compares the whole module with the others."""
     run = [run for run in _result(name)["runs"].values() if "table" in run][-1]
-    yield "| tokens | heads, head_dim | topk | dense | thu-ml/SLA | sla-ckpt |"
+    packages = ("dense", "thu-ml/SLA, blkq 64 / 128", "sla-ckpt, blkq 64 / 128")
+    yield f"| tokens | heads, head_dim | topk | {' | '.join(packages)} |"
     yield "|---|---|---|---|---|---|"
     for row in run["table"]:
         shape = row["shape"]
         size = f"{shape['length']:,} | {shape['heads']}, {shape['dim']} | {shape['topk']}"
-        modules = (row[key]["module"]["both"] for key in ("dense", "thu_64", "ours_64"))
-        yield f"| {size} | " + " | ".join(f"{time:.1f} ms" for time in modules) + " |"
+        dense, *times = (
+            f"{row[key]['module']['both']:.2f}"
+            for key in ("dense", "thu_64", "thu_128", "ours_64", "ours_128")
+        )
+        yield f"| {size} | {dense} ms | {times[0]} / {times[1]} ms | {times[2]} / {times[3]} ms |"
