@@ -12,6 +12,8 @@ from sla_ckpt.text import has_lone_surrogate
 
 #: The largest index of a published model is about 1 MB.
 MAX_JSON_BYTES = 64 * 1024 * 1024
+#: Larger texts than this may not be of little but brackets: each takes up to 200 bytes in memory.
+_DENSE = 1 << 20
 
 
 def parse_json(data: bytes, *, name: str) -> Any:
@@ -22,6 +24,8 @@ def parse_json(data: bytes, *, name: str) -> Any:
     """
     if not data.strip():
         raise FormatError(f"{name} is empty", kind="empty", path=name)
+    if len(data) > _DENSE and data.count(b"[") + data.count(b"{") > len(data) // 32:
+        raise FormatError(f"{name} is {len(data):,} bytes of little but brackets", path=name)
     try:
         value = json.loads(data.decode("utf-8-sig"))
         halved = has_lone_surrogate(data, value)
