@@ -11,7 +11,7 @@ from sla_ckpt.errors import TargetNotFoundError
 from sla_ckpt.paths import expand
 from sla_ckpt.state import STATE_FILE, TWIN_FILE
 
-_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(-rolling)?(-tmp)?")
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)(?:-rolling)?(-tmp)?")
 _MARKERS = (
     STATE_FILE,
     TWIN_FILE,
@@ -34,7 +34,6 @@ class NamedCheckpoint:
 
     path: Path
     step: int
-    rolling: bool
     temporary: bool
 
 
@@ -43,7 +42,7 @@ def parse_checkpoint_name(path: Path) -> NamedCheckpoint | None:
     match = _CHECKPOINT_NAME.fullmatch(path.name)
     if match is None or len(match[1]) > 18:
         return None
-    return NamedCheckpoint(path, int(match[1]), bool(match[2]), bool(match[3]))
+    return NamedCheckpoint(path, int(match[1]), temporary=match[2] is not None)
 
 
 def list_checkpoints(output_directory: Path) -> list[NamedCheckpoint]:

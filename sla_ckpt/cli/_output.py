@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -127,7 +126,3 @@ class Output:
     def warning(self, text: str) -> None:
         """Something the user should know although the command goes on, to stderr."""
         print_warning(text)
-
-    def stage_printer(self) -> Callable[[str], None]:
-        """A callback for libraries that report stages by a line each."""
-        return self.note

@@ -89,18 +89,6 @@ def expected_head_dims(
     return ExpectedPairs(class_name, head_dims)
 
 
-def expected_pairs(
-    config: Mapping[str, Any], dtype: str, *, trainer: Trainer = "simpletuner"
-) -> tuple[PairKey, ...]:
-    """The certain pairs of a model whose queries have this dtype, ascending.
-
-    Raises:
-        UnknownModelError: The class is not in the table.
-        UsageError: A malformed config entry, or no such dtype.
-    """
-    return expected_head_dims(config, trainer=trainer).keys(dtype)
-
-
 def known_classes() -> tuple[str, ...]:
     """The model classes the table knows, alphabetically."""
     return tuple(sorted(_RULES))

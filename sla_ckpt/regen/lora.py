@@ -54,7 +54,6 @@ class LoraAdapter:
             ``lora_magnitude_vector`` and ``alpha``.
         settings: peft's LoraConfig entries of the denoiser, from the file's metadata.
         text_encoder_keys: How many keys belong to text encoders; these are left out.
-        architecture: ``modelspec.architecture``, such as ``flux-dev/lora``.
         base_model: Base model named in the metadata, if one is.
     """
 
@@ -62,7 +61,6 @@ class LoraAdapter:
     modules: Mapping[str, Mapping[str, Tensor]]
     settings: Mapping[str, Any]
     text_encoder_keys: int
-    architecture: str | None
     base_model: str | None
 
 
@@ -120,7 +118,6 @@ def read_lora(path: Path) -> LoraAdapter:
         modules=modules,
         settings=settings,
         text_encoder_keys=text_encoder,
-        architecture=metadata.get("modelspec.architecture"),
         base_model=base if isinstance(base, str) and base else None,
     )
 

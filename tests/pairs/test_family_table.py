@@ -15,7 +15,6 @@ from sla_ckpt.pairs.strays import stray_source
 from sla_ckpt.pairs.table import (
     UnknownModelError,
     expected_head_dims,
-    expected_pairs,
     known_classes,
 )
 from tests.pairs.published_configs import PUBLISHED, SDXL
@@ -63,7 +62,8 @@ def test_simpletuner_and_diffusers_differ_where_their_classes_do() -> None:
 
 def test_ltx2_has_a_pair_for_video_and_one_for_audio() -> None:
     config = {"_class_name": "LTX2VideoTransformer3DModel"}
-    assert [str(key) for key in expected_pairs(config, "torch.bfloat16")] == ["64:bf16", "128:bf16"]
+    found = expected_head_dims(config).keys("torch.bfloat16")
+    assert [str(key) for key in found] == ["64:bf16", "128:bf16"]
 
 
 def test_masked_models_have_only_possible_pairs() -> None:
@@ -163,8 +163,9 @@ def test_malformed_configs_name_the_entry(
 
 
 def test_unusable_dtype_is_a_usage_error() -> None:
+    found = expected_head_dims({"_class_name": "FluxTransformer2DModel"})
     with pytest.raises(UsageError, match="unknown dtype"):
-        expected_pairs({"_class_name": "FluxTransformer2DModel"}, "bf17")
+        found.keys("bf17")
 
 
 def test_strays_are_traced_to_their_source() -> None:
