@@ -136,20 +136,34 @@ class LocalSource:
         return self.root / path
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
-        try:
-            with (self.root / path).open("rb") as handle:
-                if start:
-                    handle.seek(start)
-                return handle.read() if length is None else handle.read(length)
-        except OSError as error:
-            raise TargetNotFoundError(
-                f"cannot read {self.root / path}: {error.strerror or error}",
-                hint="check that the file still exists and its permissions",
-                path=path,
-            ) from error
+        return read_range(self.root / path, start, length, name=path)
 
     def subsource(self, prefix: str) -> LocalSource:
         return LocalSource(self.root / prefix, label=str(Path(self.label) / prefix))
+
+
+def read_range(path: Path, start: int, length: int | None, *, name: str) -> bytes:
+    """Bytes of a local file, to its end when ``length`` is None.
+
+    Args:
+        path: The file.
+        start: First byte.
+        length: How many.
+        name: What the error calls its path.
+
+    Raises:
+        TargetNotFoundError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as handle:
+            handle.seek(start)
+            return handle.read() if length is None else handle.read(length)
+    except OSError as error:
+        raise TargetNotFoundError(
+            f"cannot read {path}: {error.strerror or error}",
+            hint="check that the file still exists and its permissions",
+            path=name,
+        ) from error
 
 
 def _skipped(name: str) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from sla_ckpt.checkpoint.source import Source
+from sla_ckpt.checkpoint.source import Source, read_range
 from sla_ckpt.errors import TargetNotFoundError
 from sla_ckpt.state import STATE_FILE, TWIN_FILE
 
@@ -49,16 +49,7 @@ class SingleFileSource:
         return {self._name: self._size}
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
-        try:
-            with self.path.open("rb") as handle:
-                handle.seek(start)
-                return handle.read() if length is None else handle.read(length)
-        except OSError as error:
-            raise TargetNotFoundError(
-                f"cannot read {self.path}: {error.strerror or error}",
-                hint="check that the file still exists and its permissions",
-                path=str(self.path),
-            ) from error
+        return read_range(self.path, start, length, name=str(self.path))
 
     def subsource(self, prefix: str) -> Source:
         raise TargetNotFoundError(f"{self.path} is a file and has no folder {prefix}")

@@ -61,22 +61,13 @@ class BarProgress:
         self._task = None
 
 
-class _Nothing:
-    def stage(self, name: str, total: int) -> None:
-        pass
-
-    def tick(self, count: int = 1) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-
 @contextlib.contextmanager
 def progress_for(output: Output) -> Iterator[Progress]:
     """The progress that suits stderr."""
     if output.quiet:
-        yield _Nothing()
+        from sla_ckpt.regen.progress import SILENT
+
+        yield SILENT
         return
     if not sys.stderr.isatty():
         yield LineProgress(output)

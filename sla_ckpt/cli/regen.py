@@ -47,7 +47,13 @@ _training = _group(
         "loss evaluations; adamw: one update.",
     ),
     click.option("--lr", type=float, help="Learning rate of adamw.  [default: 0.01]"),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of noise, noise levels and made-up samples.",
+    ),
     click.option("--draws", type=_POSITIVE, help="Draws of noise per sample; derived by default."),
     click.option("--evaluations", type=click.IntRange(2, 200), help="Loss evaluations per step."),
 )
@@ -62,7 +68,11 @@ _sla = _group(
     click.option("--topk", type=float, help="Share of key blocks kept; default: the old file's."),
     click.option("--blkq", type=click.IntRange(min=1), help="Query block length."),
     click.option("--blkk", type=click.IntRange(min=1), help="Key block length."),
-    click.option("--feature-map", type=click.Choice(["softmax", "elu", "relu"])),
+    click.option(
+        "--feature-map",
+        type=click.Choice(["softmax", "elu", "relu"]),
+        help="Feature map of the linear branch.",
+    ),
     click.option("--sla-config", metavar="DICT", help="All settings, as JSON or a Python dict."),
     click.option("--variant", type=click.Choice(["main", "sla-1"]), help="Which SLA made it."),
 )
@@ -92,6 +102,7 @@ _running = _group(
         type=click.Choice(["auto", "triton", "reference", "external"]),
         default="auto",
         show_default=True,
+        help="What computes SLA; auto: triton on CUDA, else reference.",
     ),
     click.option("--offload", is_flag=True, help="Keep the weights in host memory."),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from sla_ckpt.checks.pages import rule_page
@@ -24,18 +26,7 @@ def command(code: str | None, output_format: str) -> int:
     rules = all_rules()
     if code is None:
         if output_format == "json":
-            output.json(
-                [
-                    {
-                        "code": r.code,
-                        "level": r.level,
-                        "title": r.title,
-                        "fixable": r.fixable,
-                        "package": r.package,
-                    }
-                    for r in rules
-                ]
-            )
+            output.json([_fields(item) for item in rules])
             return 0
         for item in rules:
             level = click.style(f"{item.level:<8}", fg=_COLOURS[item.level])
@@ -49,19 +40,20 @@ def command(code: str | None, output_format: str) -> int:
         raise UsageError(f"no rule {code!r}", hint="run: sla-ckpt rules to list them")
     page = _page(found)
     if output_format == "json":
-        output.json(
-            {
-                "code": found.code,
-                "level": found.level,
-                "title": found.title,
-                "fixable": found.fixable,
-                "package": found.package,
-                "page": page,
-            }
-        )
+        output.json({**_fields(found), "page": page})
     else:
         output.data(page.rstrip())
     return 0
+
+
+def _fields(item: Rule) -> dict[str, Any]:
+    return {
+        "code": item.code,
+        "level": item.level,
+        "title": item.title,
+        "fixable": item.fixable,
+        "package": item.package,
+    }
 
 
 def _page(item: Rule) -> str:

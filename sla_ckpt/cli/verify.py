@@ -133,8 +133,7 @@ def command(
     elif files:
         expanded = [str(folder) for folder in checkpoints_containing(targets)]
     else:
-        named = [_options.at_revision(target, revision) for target in targets or (".",)]
-        expanded = [item for t in named for item in expand_target(t, recursive=recursive)]
+        expanded = _expanded(targets or (".",), revision, recursive=recursive)
     output = Output(quiet=quiet)
     if files and not expanded:
         output.note("none of these files is in a checkpoint")
@@ -157,6 +156,11 @@ def command(
     path = None if destination in (None, "-") else expand(str(destination))
     output.deliver(text, path)
     return combined_exit_code(reports, strict=strict)
+
+
+def _expanded(targets: Sequence[str], revision: str | None, *, recursive: bool) -> list[str]:
+    named = [_options.at_revision(target, revision) for target in targets]
+    return [item for target in named for item in expand_target(target, recursive=recursive)]
 
 
 def _models_of(organisation: str, token: str | None) -> list[str]:

@@ -84,7 +84,7 @@ def _option(option: click.Option, context: click.Context) -> str:
     value = "" if option.is_flag else f" {_value(option, context)}"
     help_text = _cell((option.help or "").split("\b")[0])
     shown = option.default if isinstance(option.default, (str, int, float)) else None
-    default = "" if option.is_flag or shown is None else f"`{shown}`"
+    default = "" if option.is_flag or shown in (None, "") else f"`{shown}`"
     return f"| {names}{value} | {help_text} | {default} |"
 
 
