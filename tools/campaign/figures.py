@@ -79,7 +79,7 @@ def powerloss() -> str:
 
 
 def faults() -> str:
-    document = _load("faults")
+    document = {**_load("faults"), "injected": _load("injected")["injected"]}
     names = {
         "injected": "ENOSPC, EDQUOT, EIO, EROFS or a vanished state, at every change",
         "full_disk": "tmpfs with 0 to 256 free pages",

@@ -184,6 +184,8 @@ def push_pull_loop(seconds: float, seed: int, note: Callable[[str], None]) -> di
 
 def interrupts(count: int, seed: int, note: Callable[[str], None]) -> dict[str, Any]:
     """``regen`` as its own process, Ctrl-C at a random time of its whole life."""
+    # A shell that starts this in the background has Ctrl-C ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rng = random.Random(seed)
     tally: Counter[str] = Counter()
     stages: Counter[str] = Counter()
@@ -215,6 +217,8 @@ def interrupts(count: int, seed: int, note: Callable[[str], None]) -> dict[str, 
             except AssertionError as error:
                 faults.append({"run": number, "when": round(when, 3), "what": str(error)[-2500:]})
                 note(f"{number} at {when:.2f} s: {faults[-1]['what']}")
+            if number % 10 == 9:
+                note(f"{number + 1} of {count}: {dict(tally)}")
         note(f"{dict(tally)}, {dict(stages)}, {len(faults)} faults")
     return {
         "runs": count,
