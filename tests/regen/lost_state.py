@@ -41,7 +41,8 @@ def sla_model() -> torch.nn.Module:
     model = make_model("FluxTransformer2DModel", CONFIG).to(torch.bfloat16)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("to_v.weight", "to_out.0.weight")):
+            out_of_single = name.startswith("single_") and name.endswith("proj_out.weight")
+            if out_of_single or name.endswith(("to_v.weight", "to_out.0.weight")):
                 parameter *= 4
     return model
 

@@ -14,8 +14,8 @@ from sla_ckpt.regen.judge import Candidate, judge
 from sla_ckpt.regen.lbfgs import minimise
 from sla_ckpt.regen.projections import Coordinates, from_tensors, to_tensors
 from sla_ckpt.regen.restore import _parabola_minimum
-from sla_ckpt.regen.train import _checkpoints
 from sla_ckpt.regen.statistics import CallKey, Collector, LayerMoments, Moments
+from sla_ckpt.regen.train import _checkpoints
 from sla_ckpt.state import PairKey, SLASettings
 
 KEY = PairKey(8, "bf16")

@@ -19,17 +19,18 @@ from sla_ckpt.regen.engine import regenerate
 from sla_ckpt.regen.options import RegenOptions
 from sla_ckpt.state import STATE_FILE
 from tests.regen.lost_state import KEY, SETTINGS, make_calls, make_lost_checkpoint
+from tests.regen.sample_makers import make_cache
 
 torch.set_num_threads(1)
 EVALUATIONS = 4
 
 
-def run(checkpoint: Path, calls: Path, *processes: str) -> subprocess.CompletedProcess[str]:
+def run(checkpoint: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", "2", "-m", "sla_ckpt", "regen", str(checkpoint)),
-        *("--device", "cpu", "--inputs", str(calls), "--format", "json"),
-        *("--topk", str(SETTINGS.topk), "--evaluations", str(EVALUATIONS), *processes),
+        *("--device", "cpu", "--format", "json"),
+        *("--topk", str(SETTINGS.topk), "--evaluations", str(EVALUATIONS), *options),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
@@ -41,7 +42,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     alone, together = (make_lost_checkpoint(tmp_path / name) for name in ("one", "two"))
     options = RegenOptions(device="cpu", settings=SETTINGS, inputs=calls, evaluations=EVALUATIONS)
     expected = regenerate(alone, options)
-    done = run(together, calls)
+    done = run(together, "--inputs", str(calls))
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)  # one process reports, so this is one document
     assert report["options"]["processes"] == 2
@@ -53,6 +54,27 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     one, two = (read_state(path / STATE_FILE).pairs[KEY] for path in (alone, together))
     np.testing.assert_allclose(two.weight, one.weight, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(two.bias, one.bias, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_anneal_as_one_does(tmp_path: Path) -> None:
+    make_cache(tmp_path / "cache", count=5)
+    checkpoint = make_lost_checkpoint(tmp_path / "lost")
+    options = RegenOptions(
+        device="cpu",
+        settings=SETTINGS,
+        data=tmp_path / "cache",
+        evaluations=EVALUATIONS,
+        draws=4,
+        dry_run=True,
+    )
+    expected = regenerate(checkpoint, options).passes[0]
+    done = run(checkpoint, "--data", str(tmp_path / "cache"), "--draws", "4", "--dry-run")
+    assert done.returncode == (0 if expected.after < expected.before else 1), done.stderr[-2000:]
+    item = json.loads(done.stdout)["passes"][0]
+    assert item["before"] == pytest.approx(expected.before, rel=1e-6)
+    for name, losses in expected.train_losses.items():
+        assert item["train_losses"][name] == pytest.approx(list(losses), rel=1e-3)
 
 
 def test_shares_cover_everything_once() -> None:

@@ -15,6 +15,7 @@ from sla_ckpt.errors import AttentionError, LockedError, RegenError, UsageError
 from sla_ckpt.formats.simpletuner import read_state
 from sla_ckpt.formats.twin import read_twin, write_state
 from sla_ckpt.fsio import directory_lock
+from sla_ckpt.regen import restore as restore_module
 from sla_ckpt.regen import write as write_module
 from sla_ckpt.regen.engine import regenerate
 from sla_ckpt.regen.families.registry import adapter_for
@@ -122,7 +123,13 @@ def test_pairs_of_other_models_in_the_old_file_are_kept(checkpoint: Path, calls:
     assert read_state(checkpoint / STATE_FILE).pairs.keys() == {KEY, stray}
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+@pytest.fixture
+def any_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Believe made-up samples at once: on random weights the gain is small."""
+    monkeypatch.setattr(restore_module, "MADE_UP_GAIN", 0.0)
+
+
+def test_the_same_seed_gives_the_same_bytes(any_gain: None, tmp_path: Path) -> None:
     states = []
     for index, seed in enumerate((5, 5, 6)):
         checkpoint = make_lost_checkpoint(tmp_path / str(index))
@@ -131,7 +138,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert states[0] == states[1] != states[2]
 
 
-def test_made_up_samples_are_recorded_and_warned_about(checkpoint: Path) -> None:
+def test_made_up_samples_are_recorded_and_warned_about(any_gain: None, checkpoint: Path) -> None:
     result = regenerate(checkpoint, replace(FAST, samples=2, tokens=100, evaluations=4))
     assert result.ok
     assert result.data == "synthetic"
@@ -140,7 +147,17 @@ def test_made_up_samples_are_recorded_and_warned_about(checkpoint: Path) -> None
     assert "SLA211" in {finding["code"] for finding in result.findings}
 
 
-def test_made_up_samples_never_replace_a_trained_state(checkpoint: Path) -> None:
+def test_a_small_gain_on_made_up_samples_is_not_believed(checkpoint: Path) -> None:
+    result = regenerate(checkpoint, replace(FAST, samples=2, tokens=100, evaluations=4, seed=5))
+    item = result.passes[0]
+    assert not result.ok
+    assert item.method == "unchanged"
+    best, zero = (c.loss for c in (item.candidates[0], *[c for c in item.candidates if c.present]))
+    assert 0.95 * zero < best < zero
+    assert not (checkpoint / STATE_FILE).exists()
+
+
+def test_made_up_samples_never_replace_a_trained_state(any_gain: None, checkpoint: Path) -> None:
     write_state(checkpoint, true_state(seed=99))
     before = hashes(checkpoint)
     result = regenerate(checkpoint, replace(FAST, samples=2, tokens=100, evaluations=4))
@@ -156,6 +173,25 @@ def test_cached_samples_beside_the_checkpoint_are_found_and_used(tmp_path: Path)
     assert result.data == "real"
     assert result.train_samples == 3
     assert "cached samples" in result.samples
+
+
+def test_stored_calls_take_lbfgs_and_samples_are_annealed(
+    checkpoint: Path, calls: Path, tmp_path: Path
+) -> None:
+    make_cache(tmp_path / "cache", count=5)
+    stored = regenerate(checkpoint, replace(FAST, inputs=calls, dry_run=True)).passes[0]
+    annealed = replace(FAST, data=tmp_path / "cache", evaluations=8, dry_run=True)
+    sampled = regenerate(checkpoint, annealed).passes[0]
+    assert any("iterate" in c.name for c in stored.candidates)
+    assert {len(losses) for losses in sampled.train_losses.values()} == {8}
+    assert len(sampled.train_losses) == 2
+    assert any("update 4 of 8" in c.name for c in sampled.candidates)
+
+
+def test_stored_calls_can_be_annealed_too(checkpoint: Path, calls: Path) -> None:
+    options = replace(FAST, inputs=calls, optimizer="anneal", evaluations=20, draws=4)
+    item = regenerate(checkpoint, options).passes[0]
+    assert item.after < 0.8 * item.before
 
 
 def test_adamw_lowers_the_loss(checkpoint: Path, calls: Path) -> None:
