@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from sla_ckpt.attention.inject import without_sla
 from sla_ckpt.attention.module import SparseLinearAttention
+from sla_ckpt.blocks import fewest_tokens, kept_blocks
 from sla_ckpt.errors import RegenError
 from sla_ckpt.regen.statistics import Branches
 from sla_ckpt.state import PairKey, SLASettings
@@ -41,13 +42,12 @@ def require_blocks(settings: SLASettings, length: int) -> None:
     Raises:
         RegenError: Names the smallest length that works.
     """
-    blocks = -(-length // settings.blkk)
-    if int(settings.topk * blocks) >= 1:
+    if kept_blocks(length, settings) >= 1:
         return
-    needed = next(n for n in range(1, 1 << 20) if int(settings.topk * n) >= 1)
+    blocks = -(-length // settings.blkk)
     raise RegenError(
         f"topk {settings.topk} keeps none of the {blocks} key blocks of {length} tokens: "
         "the trainer's kernel returns NaN at this size",
-        hint=f"use a size of at least {(needed - 1) * settings.blkk + 1} tokens (--tokens), "
+        hint=f"use a size of at least {fewest_tokens(settings)} tokens (--tokens), "
         "or a larger --topk",
     )

@@ -22,8 +22,16 @@ _MEANS = 0.5
 
 
 def can_vary(sample: Sample) -> bool:
-    """Not where pictures are among the conditions too, which would then contradict the latents."""
-    return sample.latents.ndim >= 3 and all(x.ndim <= 2 for x in sample.conditioning.values())
+    """Not where pictures are among the conditions too, which would then contradict the latents.
+
+    Pictures have the latents' height and width, or their channels; stacked text embeddings have
+    neither.
+    """
+    latents = sample.latents
+    return latents.ndim >= 3 and not any(
+        x.ndim >= 3 and (x.shape[-2:] == latents.shape[-2:] or x.shape[0] == latents.shape[0])
+        for x in sample.conditioning.values()
+    )
 
 
 def varied(sample: Sample, generator: torch.Generator) -> Sample:

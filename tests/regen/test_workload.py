@@ -100,6 +100,8 @@ def test_pictures_among_the_conditions_forbid_copies() -> None:
     latents = torch.zeros(4, 3, 8, 8)
     assert can_vary(Sample(latents, {"prompt_embeds": torch.zeros(5, 7)}))
     assert not can_vary(Sample(latents, {"first_frame": torch.zeros(4, 1, 8, 8)}))
+    assert not can_vary(Sample(latents, {"mask": torch.zeros(1, 3, 8, 8)}))
+    assert can_vary(Sample(latents, {"states of 48 layers": torch.zeros(48, 5, 7)}))
     items = [
         replace(s, conditioning={**s.conditioning, "image": torch.zeros(3, 8, 8)})
         for s in samples(1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from torch import Tensor
 
+from sla_ckpt.blocks import fewest_tokens, kept_blocks
 from sla_ckpt.errors import RegenError, UsageError
 from sla_ckpt.regen.families.base import Config, FamilyAdapter, Sample, Size
 from sla_ckpt.regen.samples.request import SampleRequest
@@ -18,19 +18,6 @@ VIDEO_SIZE = Size(480, 832, 17)
 CPU_TOKENS = 1024
 _PROBE = 1024
 _PROBE_FRAMES = 17
-
-
-def kept_blocks(tokens: int, settings: SLASettings) -> int:
-    """Key blocks that each query block keeps, as the reference kernel counts them."""
-    return int(settings.topk * math.ceil(tokens / max(1, settings.blkk)))
-
-
-def fewest_tokens(settings: SLASettings) -> int:
-    """The smallest token count at which topk keeps a block (settings.topk > 0)."""
-    blocks = math.ceil(1 / settings.topk)
-    while int(settings.topk * blocks) < 1:
-        blocks += 1
-    return (blocks - 1) * settings.blkk + 1
 
 
 def check_tokens(tokens: int | None, settings: SLASettings, what: str) -> None:
