@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from sla_ckpt.attention.kernels import external_limits
+from sla_ckpt.blocks import kept_blocks
 from sla_ckpt.errors import AttentionError
 from sla_ckpt.state import SLASettings
 
@@ -56,10 +57,10 @@ def check_external(q: Tensor, k: Tensor, settings: SLASettings) -> None:
         AttentionError: Names the limit and the way out.
     """
     reason = external_limits(q.shape[-1], settings, "main")
-    blocks = -(-k.shape[-2] // settings.blkk)
     if q.shape[-2] != k.shape[-2]:
         reason = f"{q.shape[-2]} queries and {k.shape[-2]} keys make it write out of bounds"
-    elif int(settings.topk * blocks) < 1:
+    elif kept_blocks(k.shape[-2], settings) < 1:
+        blocks = -(-k.shape[-2] // settings.blkk)
         reason = f"topk {settings.topk} of {blocks} key blocks keeps none, and it returns NaN"
     if reason is not None:
         raise AttentionError(

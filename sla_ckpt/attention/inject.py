@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from sla_ckpt.attention import scoped
+from sla_ckpt.attention import binding
 from sla_ckpt.attention.patch import scope
 from sla_ckpt.attention.resolve import Checkpoint, resolve
 from sla_ckpt.attention.session import Missing, Observer, SLASession, SLAUnusedWarning
@@ -142,7 +142,7 @@ def enable_sla(
         observer=observer,
     )
     for module in modules:
-        scoped.bind(module, session)
+        binding.bind(module, session)
     return session
 
 
@@ -153,7 +153,7 @@ def disable_sla(model: Any) -> None:
         UsageError: ``model`` has no denoiser.
     """
     for module in _denoisers(model):
-        scoped.unbind(module)
+        binding.unbind(module)
 
 
 def _session(

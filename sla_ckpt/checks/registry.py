@@ -108,7 +108,7 @@ def _plugin_rules() -> tuple[Rule, ...]:
 
     if not announced(RULES):
         return ()
-    from sla_ckpt.checks.foreign import checked_rule, guarded
+    from sla_ckpt.checks.plugin_rules import checked_rule, guarded
 
     found = load_group(RULES, checked_rule, taken=_RULES)
     return tuple(guarded(plugin.value, plugin.package) for plugin in found)

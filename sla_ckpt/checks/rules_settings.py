@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sla_ckpt.blocks import fewest_tokens, kept_blocks
 from sla_ckpt.checks.registry import Fault, rule
 from sla_ckpt.errors import FormatError
 from sla_ckpt.state import FEATURE_MAPS, SLA_VARIANTS, SLASettings
@@ -124,16 +125,24 @@ def keeps_no_block(context: Context) -> Iterator[Fault]:
     if context.tokens is None:
         return
     tokens, where = context.tokens
-    blocks = -(-tokens // settings.blkk)
-    if int(settings.topk * blocks) >= 1:
+    if kept_blocks(tokens, settings) >= 1:
         return
-    needed = (math.ceil(1 / settings.topk) - 1) * settings.blkk + 1
+    blocks = -(-tokens // settings.blkk)
     yield Fault(
         f"{context.state_path}: topk {settings.topk:g} of {blocks} key blocks ({tokens} tokens, "
         f"{where}) keeps none; the reference kernel returns NaN",
         path=context.state_path,
-        help=f"train at {needed} tokens or more, or raise topk to {1 / blocks:.3g} or more",
+        help=f"train at {fewest_tokens(settings)} tokens or more, or raise topk to "
+        f"{_share_that_keeps_one(blocks):.3g} or more",
     )
+
+
+def _share_that_keeps_one(blocks: int) -> float:
+    """About 1 / blocks in three digits, rounded so that one block is kept: 0.334 for three."""
+    share = float(f"{1 / blocks:.3g}")
+    if int(share * blocks) < 1:
+        share += 10.0 ** (math.floor(math.log10(share)) - 2)
+    return share
 
 
 @rule("SLA106", "warning", "settings differ from the run's sla_config")

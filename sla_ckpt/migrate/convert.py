@@ -12,13 +12,19 @@ from sla_ckpt.formats.layouts.tensors import open_tensors
 from sla_ckpt.formats.layouts.write import encode_layers, writable
 from sla_ckpt.formats.simpletuner import read_state
 from sla_ckpt.formats.twin import read_twin
+from sla_ckpt.migrate.file_changes import (
+    bytes_change,
+    differs,
+    state_change,
+    state_sha256,
+    twin_change,
+)
 from sla_ckpt.migrate.manifest import plan_manifest
 from sla_ckpt.migrate.model import ModelFacts
 from sla_ckpt.migrate.options import MigrateOptions
 from sla_ckpt.migrate.plan import FileChange, Plan, Step
 from sla_ckpt.migrate.reduction import reduce_layers, spread_shared
 from sla_ckpt.migrate.sources import read_source
-from sla_ckpt.migrate.stored import bytes_change, differs, state_change, state_sha256, twin_change
 from sla_ckpt.state import (
     STATE_FILE,
     TWIN_FILE,

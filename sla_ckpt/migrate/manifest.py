@@ -8,8 +8,8 @@ from pathlib import Path
 from sla_ckpt.checkpoint.layout import MANIFEST_FILE
 from sla_ckpt.checkpoint.manifest import add_to_manifest
 from sla_ckpt.errors import SlaCkptError
+from sla_ckpt.migrate.file_changes import bytes_change
 from sla_ckpt.migrate.plan import FileChange, Step
-from sla_ckpt.migrate.stored import bytes_change
 
 
 def plan_manifest(root: Path, names: Sequence[str]) -> tuple[Step, FileChange] | None:

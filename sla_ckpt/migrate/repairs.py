@@ -12,13 +12,13 @@ from sla_ckpt.errors import FormatError, SlaCkptError, UnsafePickleError
 from sla_ckpt.formats.simpletuner import encode_state, payload_to_state, read_payload
 from sla_ckpt.formats.twin import read_twin, twin_pt_sha256
 from sla_ckpt.migrate.draft import RepairContext
+from sla_ckpt.migrate.file_changes import state_change, twin_change
 from sla_ckpt.migrate.manifest import plan_manifest
 from sla_ckpt.migrate.optimizer_repair import plan_optimizer
 from sla_ckpt.migrate.options import MigrateOptions
 from sla_ckpt.migrate.plan import FileChange, Plan, Problem, Step
 from sla_ckpt.migrate.salvage import salvage_state, salvage_twin
 from sla_ckpt.migrate.state_repairs import repair_state
-from sla_ckpt.migrate.stored import state_change, twin_change
 from sla_ckpt.state import STATE_FILE, TWIN_FILE, SLASettings, SLAState
 
 

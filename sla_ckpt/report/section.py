@@ -71,7 +71,7 @@ def _facts(run: Run, ids: Mapping[int, str]) -> Markup:
     if latest.url:
         items.append(("On the Hub", el("a", latest.url, href=latest.url, rel="noreferrer")))
     notes = [el("p", note, class_="note") for note in report.notes]
-    return join_facts(items, notes)
+    return _fact_list(items, notes)
 
 
 def _last_good(run: Run) -> Snapshot | None:
@@ -86,7 +86,7 @@ def _last_good(run: Run) -> Snapshot | None:
     return next(good, None)
 
 
-def join_facts(items: list[tuple[str, Child]], notes: list[Markup]) -> Markup:
+def _fact_list(items: list[tuple[str, Child]], notes: list[Markup]) -> Markup:
     """Facts as a list of terms, remarks below."""
     terms = [el("div", el("dt", label), el("dd", value)) for label, value in items]
     return el("div", el("dl", terms, class_="facts"), notes)
@@ -201,13 +201,13 @@ def _settings(state: StateSummary, name: str, prefix: str, level: int) -> Markup
     return el(
         "section",
         el(f"h{level}", "Settings"),
-        join_facts(settings, [])
+        _fact_list(settings, [])
         if settings
         else el("p", "The file holds no settings that can be read.", class_="note"),
         el(f"h{inner}", "File"),
-        join_facts(file, []),
+        _fact_list(file, []),
         el(f"h{inner}", "Origin"),
-        join_facts(origin, [])
+        _fact_list(origin, [])
         if origin
         else el("p", "Not recorded: a trainer wrote it.", class_="note"),
         id=f"{prefix}-settings",

@@ -19,8 +19,8 @@ from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from sla_ckpt.attention.binding import session_of
 from sla_ckpt.attention.inject import SLAUnusedWarning, disable_sla, enable_sla, use_sla
-from sla_ckpt.attention.scoped import session_of
 from sla_ckpt.errors import AttentionError, UsageError
 from sla_ckpt.state import SLASettings
 
