@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
 
 if not torch.cuda.is_available():
     # Triton reads this when it is first imported.
@@ -30,3 +32,13 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch, "empty", poison(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
     yield
+
+
+@pytest.fixture
+def patch_is_undone() -> Iterator[None]:
+    """Nothing of torch is left replaced when the test is over."""
+    original = F.scaled_dot_product_attention
+    checkpoint_function = torch.utils.checkpoint.CheckpointFunction
+    yield
+    assert F.scaled_dot_product_attention is original
+    assert torch.utils.checkpoint.CheckpointFunction is checkpoint_function

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sla_ckpt.attention.inject import SLASession, SLAUnusedWarning, use_sla, without_sla
+from sla_ckpt.attention.inject import SLAUnusedWarning, use_sla, without_sla
 from sla_ckpt.attention.module import SparseLinearAttention
-from sla_ckpt.errors import AttentionError
-from sla_ckpt.state import PairKey, ProjectionTensors, SLASettings, SLAState
+from sla_ckpt.state import PairKey, SLASettings
 
-from .tiny_models import TINY_MODELS, make_model, make_state, run_model, state_for
+from .tiny_models import TINY_MODELS, make_model, make_state, qkv, run_model, state_for
+
+pytestmark = pytest.mark.usefixtures("patch_is_undone")
+
 
 KEY = PairKey(16, "bf16")
-
-
-@pytest.fixture(autouse=True)
-def patch_is_undone() -> Iterator[None]:
-    original = F.scaled_dot_product_attention
-    checkpoint_function = torch.utils.checkpoint.CheckpointFunction
-    yield
-    assert F.scaled_dot_product_attention is original
-    assert torch.utils.checkpoint.CheckpointFunction is checkpoint_function
 
 
 @pytest.fixture(scope="module")
 def flux() -> nn.Module:
     return make_model("flux")
-
-
-def qkv(length: int = 256, head_dim: int = 16, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [torch.randn(1, 2, length, head_dim, generator=generator).to(dtype) for _ in range(3)]
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
@@ -151,91 +134,6 @@ def test_uses_may_end_in_the_order_they_began(flux: nn.Module) -> None:
     assert (a.stats.sparse_calls, b.stats.sparse_calls) == (0, 2)
     second.__exit__(None, None, None)
     assert torch.equal(run_model(flux, "flux"), dense)
-
-
-def in_thread(function: Callable[[], Any]) -> Any:
-    result: list[Any] = []
-
-    def target() -> None:
-        try:
-            result.append(function())
-        except BaseException as error:
-            result.append(error)
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    thread.join()
-    if isinstance(result[0], BaseException):
-        raise result[0]
-    return result[0]
-
-
-def test_a_thread_that_entered_nothing_sees_no_sla(flux: nn.Module) -> None:
-    dense = run_model(flux, "flux")
-    with use_sla(state_for("flux")) as session:
-        elsewhere = in_thread(lambda: run_model(flux, "flux"))
-        assert session.stats.sparse_calls == 0
-        run_model(flux, "flux")
-    assert torch.equal(elsewhere, dense)
-    assert session.stats.sparse_calls == 2
-
-
-def test_threads_with_their_own_uses_do_not_mix(flux: nn.Module) -> None:
-    states = [state_for("flux", seed=seed) for seed in range(3)]
-    expected = []
-    for state in states:
-        with use_sla(state):
-            expected.append(run_model(flux, "flux"))
-    entered = threading.Barrier(len(states))
-    wrong: list[int] = []
-
-    def work(index: int) -> None:
-        with use_sla(states[index]) as session:
-            entered.wait()
-            for _ in range(2 + index):  # so that they leave one after the other
-                if not torch.equal(run_model(flux, "flux"), expected[index]):
-                    wrong.append(index)
-            if session.stats.sparse_calls != 2 * (2 + index):
-                wrong.append(index)
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(states))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
-
-def test_a_use_may_end_in_another_thread(flux: nn.Module) -> None:
-    dense = run_model(flux, "flux")
-    use = use_sla(state_for("flux"))
-    use.__enter__()
-    run_model(flux, "flux")
-    in_thread(lambda: use.__exit__(None, None, None))
-    assert torch.equal(run_model(flux, "flux"), dense)
-
-
-def test_a_task_started_inside_is_dense_once_the_use_ended(flux: nn.Module) -> None:
-    dense = run_model(flux, "flux")
-
-    async def main() -> tuple[Tensor, Tensor, SLASession]:
-        ended = asyncio.Event()
-
-        async def task() -> tuple[Tensor, Tensor]:
-            inside = run_model(flux, "flux")
-            await ended.wait()
-            return inside, run_model(flux, "flux")
-
-        with use_sla(state_for("flux")) as session:
-            running = asyncio.create_task(task())
-            await asyncio.sleep(0)
-        ended.set()
-        return (*await running, session)
-
-    inside, after, session = asyncio.run(main())
-    assert not torch.equal(inside, dense)
-    assert torch.equal(after, dense)
-    assert session.stats.sparse_calls == 2
 
 
 def test_a_patch_put_over_ours_is_left_in_place(flux: nn.Module) -> None:
@@ -351,106 +249,3 @@ def test_float32_queries_under_autocast_stay_dense_as_in_training() -> None:
         got = F.scaled_dot_product_attention(q, k, v)
     assert torch.equal(got, expected)
     assert dict(session.stats.dense_calls) == {"dtype": 1}
-
-
-def broken(**changes: np.ndarray) -> SLAState:
-    state = make_state("16:bf16")
-    return replace(state, pairs={KEY: replace(state.pairs[KEY], **changes)})
-
-
-@pytest.mark.parametrize(
-    ("state", "message"),
-    [
-        (make_state("16:bf16", settings=SLASettings(topk=0.0)), "topk"),
-        (make_state("16:bf16", settings=SLASettings(topk=1.5)), "topk"),
-        (make_state("16:bf16", settings=SLASettings(topk=float("nan"))), "topk"),
-        (make_state("16:bf16", settings=SLASettings(feature_map="hedgehog")), "hedgehog"),
-        (make_state("16:bf16", settings=SLASettings(blkq=32)), "blkq 32"),
-        (make_state("16:bf16", settings=SLASettings(blkk=32)), "blkk 32"),
-        (replace(make_state("16:bf16"), settings=None), "no settings"),
-        (make_state("16:bf16", sla_variant="other"), "variant 'other'"),
-        (broken(weight=np.full((16, 16), np.nan, np.float32)), "weight of pair 16:bf16 holds NaN"),
-        (broken(bias=np.full(16, np.inf, np.float32)), "bias of pair 16:bf16 holds NaN or Inf"),
-        (broken(weight=np.zeros((16, 8), np.float32)), r"weight .*\[16, 8\], not \[16, 16\]"),
-        (broken(bias=np.zeros(8, np.float32)), r"bias .*\[8\], not \[16\]"),
-    ],
-)
-def test_a_state_that_cannot_run_is_refused_before_the_first_call(
-    state: SLAState, message: str
-) -> None:
-    with pytest.raises(AttentionError, match=message) as caught, use_sla(state):
-        pytest.fail("the block was entered")
-    assert caught.value.hint
-    assert "\n" not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"kernel": "cuda"}, "kernel 'cuda'"),
-        ({"missing": "ignore"}, "missing='ignore'"),
-        ({"variant": "sla-2"}, "sla-2"),
-    ],
-)
-def test_an_argument_that_makes_no_sense_is_refused(
-    arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(AttentionError, match=message), use_sla(make_state("16:bf16"), **arguments):
-        pytest.fail("the block was entered")
-
-
-def test_settings_alone_need_missing_zero() -> None:
-    with pytest.raises(AttentionError, match="no projections"), use_sla(SLASettings()):
-        pytest.fail("the block was entered")
-
-
-def test_a_missing_pair_is_an_error_that_names_it(flux: nn.Module) -> None:
-    with use_sla(make_state("64:bf16")), pytest.raises(AttentionError) as caught:
-        run_model(flux, "flux")
-    assert caught.value.message == "the SLA state has no pair 16:bf16 (it has: 64:bf16)"
-    assert "enable_sla" in str(caught.value.hint)
-
-
-def test_a_pair_in_the_wrong_dtype_is_an_error_that_says_so(flux: nn.Module) -> None:
-    with use_sla(make_state("16:fp16")), pytest.raises(AttentionError) as caught:
-        run_model(flux, "flux")
-    assert "in the dtype of the state" in str(caught.value.hint)
-
-
-def test_a_missing_pair_can_start_from_zero(flux: nn.Module) -> None:
-    with use_sla(make_state("64:bf16"), missing="zero") as session:
-        run_model(flux, "flux")
-    assert session.to_state().pairs[KEY].equals(ProjectionTensors.zeros(16))
-
-
-def test_a_kernel_that_cannot_run_is_an_error_not_dense_attention() -> None:
-    q, k, v = qkv()
-    with use_sla(make_state("16:bf16"), kernel="external"), pytest.raises(AttentionError):
-        F.scaled_dot_product_attention(q, k, v)
-
-
-def test_settings_can_be_given_for_a_state_without_them(flux: nn.Module) -> None:
-    state = state_for("flux")
-    with use_sla(state):
-        expected = run_model(flux, "flux")
-    with use_sla(replace(state, settings=None), settings=SLASettings()):
-        assert torch.equal(run_model(flux, "flux"), expected)
-
-
-@pytest.mark.parametrize(
-    ("recorded", "given", "used"),
-    [(None, None, "main"), (None, "sla-1", "sla-1"), ("sla-1", None, "sla-1")],
-)
-def test_the_variant_is_the_recorded_one_else_the_given_one(
-    recorded: str | None, given: str | None, used: str
-) -> None:
-    origin = {} if recorded is None else {"sla_variant": recorded}
-    with use_sla(make_state("16:bf16", **origin), variant=given) as session:
-        assert session.variant == used
-        assert session.modules[KEY].variant == used
-
-
-def test_a_variant_that_contradicts_the_state_is_refused() -> None:
-    state = make_state("16:bf16", sla_variant="sla-1")
-    with pytest.raises(AttentionError, match="made by SLA variant 'sla-1', not 'main'"):
-        use_sla(state, variant="main").__enter__()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sla_ckpt.attention.inject import SLASession, disable_sla, enable_sla, use_sla
 
 from .tiny_models import TINY_MODELS, make_model, state_for
+
+pytestmark = pytest.mark.usefixtures("patch_is_undone")
 
 Run = Callable[[], Tensor]
 
@@ -49,13 +50,6 @@ CHECKPOINTS: dict[str, Callable[..., Any]] = {
     "own-function": OwnCheckpoint.apply,
 }
 MODELS = ("flux", "sd3", "wan", "unet")
-
-
-@pytest.fixture(autouse=True)
-def patch_is_undone() -> Iterator[None]:
-    original = F.scaled_dot_product_attention
-    yield
-    assert F.scaled_dot_product_attention is original
 
 
 def training_model(name: str, how: str | None) -> nn.Module:

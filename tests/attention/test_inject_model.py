@@ -7,7 +7,6 @@ import gc
 import io
 import threading
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,7 @@ from sla_ckpt.state import SLASettings
 
 from .tiny_models import TINY_MODELS, make_model, make_state, run_model, state_for
 
-
-@pytest.fixture(autouse=True)
-def attention_is_never_left_patched() -> Iterator[None]:
-    original = F.scaled_dot_product_attention
-    yield
-    assert F.scaled_dot_product_attention is original
+pytestmark = pytest.mark.usefixtures("patch_is_undone")
 
 
 @pytest.fixture

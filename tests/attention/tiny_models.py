@@ -205,3 +205,9 @@ def make_state(
 
 def state_for(name: str, **options: Any) -> SLAState:
     return make_state(*TINY_MODELS[name].pairs, **options)
+
+
+def qkv(length: int = 256, head_dim: int = 16, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    """Queries, keys and values ``[1, 2, L, D]``."""
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(1, 2, length, head_dim, generator=generator).to(dtype) for _ in range(3)]
