@@ -50,7 +50,7 @@ class _Attempt:
             self.restart(handle)
 
     def is_right(self) -> bool:
-        if self.have != self.expected.size:
+        if not self.have == self.part.stat().st_size == self.expected.size:
             return False
         if self.expected.sha256 is not None:
             return self.sha256.hexdigest() == self.expected.sha256
@@ -85,12 +85,12 @@ def fetch(
     """
     for _ in range(2):
         try:
-            with part.open("a+b") as handle:
+            # Unbuffered: what a full disk refused must not be written by a later flush.
+            with part.open("a+b", buffering=0) as handle:
                 handle.seek(0)
                 attempt = _Attempt(part, expected, tick)
                 attempt.adopt(handle)
                 _transfer(client, repo_id, commit, path, attempt, handle)
-                handle.flush()
                 os.fsync(handle.fileno())
             if attempt.is_right():
                 return
@@ -115,6 +115,8 @@ def _transfer(
             attempt.tick(0)  # lets the listener stop the download
             try:
                 _append(client, repo_id, commit, path, attempt, handle)
+            except WriteError:
+                raise
             except Exception as error:
                 failures = 0 if attempt.have > before else failures + 1
                 if not wait_for_retry(error, failures):
@@ -137,8 +139,9 @@ def _append(
 
 def _write(handle: BinaryIO, data: bytes, attempt: _Attempt) -> None:
     try:
-        handle.write(data)
-        handle.flush()
+        left = memoryview(data)
+        while left:
+            left = left[handle.write(left) :]
     except OSError as error:
         raise _write_error(attempt.part, error) from error
     attempt.sha256.update(data)

@@ -147,7 +147,8 @@ def is_transient(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in (408, 425, 429) or status >= 500
-    names = {type(item).__name__ for item in _chain(error)}
+    # Ours may have the name of one of httpx's: a WriteError of ours is a full disk.
+    names = {type(item).__name__ for item in _chain(error) if not isinstance(item, SlaCkptError)}
     return bool(names & _NETWORK) or any(
         isinstance(item, ConnectionError | TimeoutError) for item in _chain(error)
     )

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from sla_ckpt.errors import HubError
+from sla_ckpt.errors import HubError, WriteError
 from sla_ckpt.hub.client import connect
-from sla_ckpt.hub.failures import redact
+from sla_ckpt.hub.failures import is_transient, redact
 from tests.factories import write_full_checkpoint
 from tests.hub.running import Runner
 from tools.loopback_hub import LoopbackHub
@@ -294,3 +294,11 @@ def test_what_was_repeated_for_long_is_not_repeated_again() -> None:
     with pytest.raises(ConnectionError):
         client.retry(fail, patience=0.01)
     assert calls == 1
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_connection() -> None:
+    """httpx has a WriteError too, and that one may pass."""
+    error = WriteError("cannot write")
+    error.__cause__ = OSError(28, "No space left on device")
+    assert not is_transient(error)
+    assert is_transient(ConnectionResetError("cut"))

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
+import itertools
 import json
+import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sla_ckpt.errors import WriteError
 from sla_ckpt.formats.simpletuner import encode_state, read_state
 from sla_ckpt.formats.twin import encode_twin
+from sla_ckpt.hub.download import fetch
+from sla_ckpt.hub.remote import RemoteFile
 from sla_ckpt.state import STATE_FILE, TWIN_FILE
 from tests.factories import (
     safetensors_bytes,
@@ -404,3 +413,49 @@ def test_ctrl_c_ends_with_130_and_places_nothing(
     _, stderr = process.communicate(timeout=10)  # a request may stand still for 120 s
     assert process.returncode == 130 and "Traceback" not in stderr
     assert not {WEIGHTS, STATE_FILE} & set(files_of(tmp_path / "back"))
+
+
+def test_a_disk_that_is_full_for_a_moment_never_makes_a_file_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bytes were refused, kept in a buffer, and written again behind themselves."""
+    data = os.urandom(300_000)
+    expected = RemoteFile(len(data), hashlib.sha256(data).hexdigest(), None)
+    part = tmp_path / "staging" / "x.part"
+    part.parent.mkdir()
+
+    class Response:
+        status_code = 206
+
+        def __init__(self, start: int) -> None:
+            self.start = start
+
+        def iter_bytes(self, size: int) -> Iterator[bytes]:
+            cuts = [*range(self.start, len(data), 100_000), len(data)]
+            yield from (data[a:b] for a, b in itertools.pairwise(cuts))
+
+    class Client:
+        errors = staticmethod(lambda *words: contextlib.nullcontext())
+
+        def stream(self, *words: str, start: int) -> Any:
+            return contextlib.nullcontext(Response(start))
+
+    class FullOnce(io.FileIO):
+        refused = False
+
+        def write(self, chunk: Any) -> int:
+            if self.tell() >= 200_000 and not FullOnce.refused:
+                FullOnce.refused = True
+                raise OSError(28, "No space left on device")
+            return super().write(chunk)
+
+    opened = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, mode="r", **more: FullOnce(self, "ab+") if "a" in mode
+        else opened(self, mode, **more),
+    )  # fmt: skip
+    with pytest.raises(WriteError, match="No space left"):
+        fetch(Client(), "a/b", "c", "x", expected, part)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    fetch(Client(), "a/b", "c", "x", expected, part)  # type: ignore[arg-type]
+    assert part.read_bytes() == data

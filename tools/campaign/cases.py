@@ -124,8 +124,11 @@ class Case:
         self.allowed = errors_before | error_codes(root)
         return done
 
-    def check_killed(self, root: Path) -> str:
-        """Whether what a killed run left is whole; the kind of it (old, new, between, absent)."""
+    def check_killed(self, root: Path, *, rewritten: bool = False) -> str:
+        """Whether what a killed run left is whole; the kind of it (old, new, between, absent).
+
+        ``rewritten`` says that a backup may be of another writer's result.
+        """
         found = contents(root) if root.exists() else {}
         seen = live(found)
         for path, digest in seen.items():
@@ -137,7 +140,7 @@ class Case:
             if self.reference.get(path) == digest:
                 assert seen[path] == digest, f"{path} changed"
         for path in filter(is_backup, found):
-            if is_ours(path):
+            if is_ours(path) or rewritten:
                 continue
             original = path.partition(".bak-")[0]
             assert found[path] == self.old.get(original), f"{path} is not the old {original}"

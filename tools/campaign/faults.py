@@ -130,10 +130,10 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def full_disk(note: Note) -> dict[str, Any]:
+def full_disk(note: Note, commands: tuple[str, ...] = COMMANDS) -> dict[str, Any]:
     """A tmpfs with a few free pages, from none to enough."""
     result = {}
-    for command in COMMANDS:
+    for command in commands:
         judge = Judge(note)
         runs = 0
         with scratch() as folder, cases(command, folder) as (server, found):
@@ -167,9 +167,14 @@ def _fill_and_run(case: Case, server: Server, root: Path, disk: Path, pages: int
 
 
 def _fill(ballast: Path, disk: Path, pages: int) -> None:
-    free = shutil.disk_usage(disk).free - pages * 4096
     with ballast.open("wb") as handle:
-        os.posix_fallocate(handle.fileno(), 0, max(1, free))
+        while True:
+            free = shutil.disk_usage(disk).free - pages * 4096
+            try:
+                os.posix_fallocate(handle.fileno(), 0, max(1, free))
+            except OSError:
+                continue  # the command took some of it meanwhile
+            return
 
 
 def limited(note: Note) -> dict[str, Any]:
@@ -286,7 +291,7 @@ def judge_pair(case: Case, root: Path, pair: tuple[Done, Done], judge: Judge) ->
     assert "Traceback" not in both and "this is unexpected" not in both, both
     found = contents(root)
     assert not [path for path in found if is_ours(path)], sorted(found)
-    state = case.check_killed(root)
+    state = case.check_killed(root, rewritten=not case.repeatable)
     assert state == "new" or not case.repeatable, f"{state}\n{both}"
     assert error_codes(root) <= case.allowed, both
 
