@@ -68,7 +68,6 @@ class Context:
     Args:
         source: The target.
         options: How to verify.
-        checkpoint: Already discovered layout; found from the source by default.
     """
 
     source: Source

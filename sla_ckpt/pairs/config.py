@@ -12,6 +12,7 @@ from typing import Any
 from sla_ckpt.errors import UsageError
 from sla_ckpt.pairs.defaults import CLASS_DEFAULTS
 from sla_ckpt.state import MAX_HEAD_DIM
+from sla_ckpt.text import short_repr
 
 #: Larger values than any model has; beyond them a config is nonsense, not a big model.
 MAX_WIDTH = 1 << 22
@@ -79,7 +80,7 @@ class ConfigReader:
     def str_tuple(self, key: str) -> tuple[str, ...]:
         items = self.items(key)
         if not all(isinstance(item, str) for item in items):
-            raise self.error(f"{key} is {_short(items)}, not a list of strings")
+            raise self.error(f"{key} is {short_repr(items, limit=40)}, not a list of strings")
         return tuple(items)
 
     def per_block(self, key: str, blocks: int) -> tuple[Any, ...]:
@@ -94,7 +95,7 @@ class ConfigReader:
     def items(self, key: str) -> tuple[Any, ...]:
         value = self.get(key)
         if not isinstance(value, list | tuple) or not value:
-            raise self.error(f"{key} is {_short(value)}, not a list")
+            raise self.error(f"{key} is {short_repr(value, limit=40)}, not a list")
         if len(value) > MAX_ENTRIES:
             raise self.error(f"{key} has {len(value)} entries, more than {MAX_ENTRIES}")
         return tuple(value)
@@ -114,22 +115,12 @@ class ConfigReader:
 
     def _checked(self, key: str, value: Any, limit: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(f"{key} is {_short(value)}, not a whole number")
+            raise self.error(f"{key} is {short_repr(value, limit=40)}, not a whole number")
         if not 1 <= value <= limit:
-            raise self.error(f"{key} is {_short(value)}, outside 1 to {limit}")
+            raise self.error(f"{key} is {short_repr(value, limit=40)}, outside 1 to {limit}")
         return value
 
     def _in_head_range(self, what: str, value: int) -> int:
         if not 1 <= value <= MAX_HEAD_DIM:
             raise self.error(f"{what} gives head_dim {value}, outside 1 to {MAX_HEAD_DIM}")
         return value
-
-
-def _short(value: Any) -> str:
-    # A config may hold an integer of any length, which repr() refuses beyond 4300 digits.
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**18:
-        return "a number of over 18 digits"
-    text = (
-        repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
-    )
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -8,7 +8,7 @@ from pathlib import Path
 from sla_ckpt.checkpoint.layout import discover
 from sla_ckpt.checkpoint.runconfig import RunConfig, find_run_config, load_run_config
 from sla_ckpt.checkpoint.source import LocalSource
-from sla_ckpt.errors import FormatError, SlaCkptError
+from sla_ckpt.errors import SlaCkptError, TargetNotFoundError
 from sla_ckpt.formats.simpletuner import read_state
 from sla_ckpt.formats.twin import read_twin
 from sla_ckpt.regen.options import RegenOptions
@@ -103,7 +103,7 @@ def _run_config(directory: Path, options: RegenOptions) -> RunConfig | None:
             continue
         try:
             config, _ = find_run_config(LocalSource(folder))
-        except FormatError:
+        except TargetNotFoundError:  # a folder that may not be listed
             continue
         if config is not None:
             return config
