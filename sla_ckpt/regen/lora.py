@@ -182,26 +182,14 @@ def apply_lora(model: nn.Module, adapter: LoraAdapter) -> str:
         MissingExtraError: peft is not installed.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+        from peft import inject_adapter_in_model, set_peft_model_state_dict
     except ImportError as error:
         raise MissingExtraError("a LoRA checkpoint", "regen", str(error.name)) from error
 
     _check_fits(model, adapter)
     ranks = {name: int(parts["lora_A.weight"].shape[0]) for name, parts in adapter.modules.items()}
     alphas = {name: _alpha(name, adapter, rank) for name, rank in ranks.items()}
-    rank, alpha = _most_common(ranks), _most_common(alphas)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules="|".join(re.escape(name) for name in adapter.modules),
-        rank_pattern={f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank},
-        alpha_pattern={f"^{re.escape(name)}": a for name, a in alphas.items() if a != alpha},
-        use_rslora=bool(adapter.settings.get("use_rslora")),
-        use_dora=any("lora_magnitude_vector" in parts for parts in adapter.modules.values()),
-        lora_bias=any("lora_B.bias" in parts for parts in adapter.modules.values()),
-        init_lora_weights=False,
-        lora_dropout=0.0,
-    )
+    config = _peft_config(adapter, ranks, alphas)
     flat = {
         f"{name}.{part}": tensor
         for name, parts in adapter.modules.items()
@@ -226,13 +214,34 @@ def apply_lora(model: nn.Module, adapter: LoraAdapter) -> str:
         )
     model.requires_grad_(False)
     model.eval()
-    spread = (
-        f"{min(ranks.values())}–{max(ranks.values())}" if len(set(ranks.values())) > 1 else rank
-    )
-    note = f"LoRA {adapter.path.name} ({len(ranks)} modules, rank {spread}, alpha {alpha:g}"
+    low, high = min(ranks.values()), max(ranks.values())
+    spread = f"{low}–{high}" if low != high else low
+    alpha = f"{config.lora_alpha:g}"
+    note = f"LoRA {adapter.path.name} ({len(ranks)} modules, rank {spread}, alpha {alpha}"
     if adapter.text_encoder_keys:
         note += f", {adapter.text_encoder_keys} text-encoder tensors left out"
     return note + ")"
+
+
+def _peft_config(
+    adapter: LoraAdapter, ranks: Mapping[str, int], alphas: Mapping[str, float]
+) -> Any:
+    """The LoraConfig that this file was made with; the most common rank and alpha are the base."""
+    from peft import LoraConfig
+
+    rank, alpha = _most_common(ranks), _most_common(alphas)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="|".join(re.escape(name) for name in adapter.modules),
+        rank_pattern={f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank},
+        alpha_pattern={f"^{re.escape(name)}": a for name, a in alphas.items() if a != alpha},
+        use_rslora=bool(adapter.settings.get("use_rslora")),
+        use_dora=any("lora_magnitude_vector" in parts for parts in adapter.modules.values()),
+        lora_bias=any("lora_B.bias" in parts for parts in adapter.modules.values()),
+        init_lora_weights=False,
+        lora_dropout=0.0,
+    )
 
 
 def _check_fits(model: nn.Module, adapter: LoraAdapter) -> None:
