@@ -81,7 +81,8 @@ def powerloss() -> str:
 def faults() -> str:
     document = {**_load("faults"), "injected": _load("injected")["injected"]}
     names = {
-        "injected": "ENOSPC, EDQUOT, EIO, EROFS or a vanished state, at every change",
+        "injected": "ENOSPC, EDQUOT, EIO, EROFS or a vanished state, at every change of "
+        + ", ".join(document["injected"]),
         "full_disk": "tmpfs with 0 to 256 free pages",
         "limited": "write cut by the kernel in the middle of a file",
         "no_permission": "read-only, another user's, immutable, unreadable",
@@ -91,7 +92,7 @@ def faults() -> str:
     rows = []
     for name, words in names.items():
         part = document[name]
-        parts = [part] if "faults" in part else [part[command] for command in COMMANDS]
+        parts = [part] if "faults" in part else [part[c] for c in COMMANDS if c in part]
         found: Counter[str] = Counter()
         for item in parts:
             found.update(item["found"])
@@ -107,7 +108,12 @@ def faults() -> str:
         )
     )
     head = ("fault", "runs", "found", "faults left")
-    return f"### Disks, permissions, other writers\n\n{_table(head, rows)}\n\n{_origin(document)}"
+    left = [fault["what"] for row in document["two_writers"].values() for fault in row["faults"]]
+    told = "".join(f" Left with two writers: {text}." for text in left)
+    return (
+        f"### Disks, permissions, other writers\n\n{_table(head, rows)}\n\n"
+        f"{_origin(document)}{told}"
+    )
 
 
 def pushes() -> str:
@@ -143,8 +149,9 @@ def soaks() -> str:
         f"{loop['open_files_first_and_last'][0]} and {loop['open_files_first_and_last'][1]}, "
         f"threads {loop['threads_first_and_last'][0]} and {loop['threads_first_and_last'][1]} "
         f"(first and last). {_origin(loop)}\n"
-        f"- regen with Ctrl-C, {ctrl_c['runs']} times: {_found(ctrl_c['found'])}; it came in "
-        f"{_found(ctrl_c['stage_when_it_came'])}; from Ctrl-C to the end "
+        f"- regen with Ctrl-C, {ctrl_c['runs']} times: {_found(ctrl_c['found'])} (-2 is Ctrl-C while modules "
+        "were still imported: ended by the signal itself, which a shell shows as 130 too); "
+        f"last stage announced: {_found(ctrl_c['stage_when_it_came'])}; from Ctrl-C to the end "
         f"{ctrl_c['seconds_to_the_end_after_it']['median']} s (median), "
         f"{ctrl_c['seconds_to_the_end_after_it']['most']} s at most. Faults left: "
         f"{len(ctrl_c['faults'])}. {_origin(ctrl_c)}"
