@@ -50,6 +50,16 @@ class Expectation:
             return self.exact
         return tuple(PairKey(h, self.dtype or DEFAULT_DTYPE) for h in self.head_dims)
 
+    def dtype_for(self, head_dim: int, compute_dtype: str | None) -> str | None:
+        """The dtype token a pair of this head_dim takes here; None when it cannot be told.
+
+        Args:
+            head_dim: Of the pair.
+            compute_dtype: What the model trains and infers in, if that is known.
+        """
+        exact = {pair.dtype for pair in self.exact if pair.head_dim == head_dim}
+        return exact.pop() if len(exact) == 1 else self.dtype or compute_dtype
+
     def is_stray(self, key: PairKey) -> bool:
         """Whether this model can never have made the pair."""
         if not self.known:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sla_ckpt.checkpoint.resolve import resolve_checkpoint
 from sla_ckpt.checkpoint.source import LocalSource
-from sla_ckpt.checks.context import Context, VerifyOptions
+from sla_ckpt.checks.context import Context
 from sla_ckpt.checks.report import Finding, Report
 from sla_ckpt.errors import UsageError
 from sla_ckpt.formats.layouts.write import writable
@@ -63,10 +63,7 @@ def plan_migration(checkpoint: Path | str | None, options: MigrateOptions | None
     if options.to is not None and options.to not in targets():
         raise UsageError(f"no layout {options.to!r:.40}", hint=f"there are: {', '.join(targets())}")
     root, options = _resolve(checkpoint, options)
-    context = Context(
-        LocalSource(root),
-        VerifyOptions(expect=options.expect, config=options.config, base_model=options.base_model),
-    )
+    context = Context(LocalSource(root), options.verify_options())
     own = context.checkpoint.state_path or context.checkpoint.twin_path
     if options.source is None and own is None:
         foreign = find_foreign(root, context)

@@ -49,10 +49,7 @@ class RepairContext:
 
     def dtype_for(self, head_dim: int) -> str | None:
         """The dtype token a pair of this head_dim takes here; None when it cannot be told."""
-        exact = {pair.dtype for pair in self.expectation.exact if pair.head_dim == head_dim}
-        if len(exact) == 1:
-            return exact.pop()
-        return self.expectation.dtype or self.compute_dtype
+        return self.expectation.dtype_for(head_dim, self.compute_dtype)
 
     def allows(self, code: str) -> bool:
         return self.codes is None or code in self.codes

@@ -44,8 +44,8 @@ class ModelFacts:
         )
 
     def dtype_for(self, head_dim: int) -> str | None:
-        exact = {pair.dtype for pair in self.expectation.exact if pair.head_dim == head_dim}
-        return exact.pop() if len(exact) == 1 else self.expectation.dtype or self.compute_dtype
+        """As :meth:`~sla_ckpt.checks.expectation.Expectation.dtype_for`, for this model."""
+        return self.expectation.dtype_for(head_dim, self.compute_dtype)
 
     def check_layers(self, found: LayerProjections, label: str) -> None:
         """Refuse a file whose number of layers is not this model's.

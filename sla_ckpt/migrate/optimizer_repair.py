@@ -7,6 +7,7 @@ the groups are added afresh at the first forward pass, and only the moments of `
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise MissingExtraError("repairing an optimizer", "torch", "torch") from error
     try:
         loaded = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except (RuntimeError, ValueError, OSError, KeyError, EOFError, _unpickling_error()) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise FormatError(
             f"{path.name}: torch's weights-only loader refuses it: {str(error).splitlines()[0]}",
             kind="optimizer",
@@ -81,12 +82,6 @@ def _load(path: Path) -> dict[str, Any]:
         ) from error
     assert isinstance(loaded, dict)
     return loaded
-
-
-def _unpickling_error() -> type[Exception]:
-    import pickle
-
-    return pickle.UnpicklingError
 
 
 def _rewrite(path: Path, staged: Path, keep: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sla_ckpt.checks.context import VerifyOptions
 from sla_ckpt.formats.layouts.write import writable
 from sla_ckpt.state import PairKey
 
@@ -58,6 +59,10 @@ class MigrateOptions:
     optimizer: bool = True
     overwrite: bool = False
     codes: frozenset[str] | None = None
+
+    def verify_options(self) -> VerifyOptions:
+        """How to look at the checkpoint, as far as these options say."""
+        return VerifyOptions(expect=self.expect, config=self.config, base_model=self.base_model)
 
     def settings(self) -> dict[str, object]:
         """The settings that were given."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 from sla_ckpt.checkpoint.source import LocalSource
-from sla_ckpt.checks.context import Context, VerifyOptions
+from sla_ckpt.checks.context import Context
 from sla_ckpt.errors import FormatError, SlaCkptError, UnsafePickleError
-from sla_ckpt.formats.simpletuner import encode_state, payload_to_state, read_payload
+from sla_ckpt.formats.simpletuner import payload_to_state, read_payload
 from sla_ckpt.formats.twin import read_twin, twin_pt_sha256
 from sla_ckpt.migrate.draft import RepairContext
-from sla_ckpt.migrate.file_changes import state_change, twin_change
+from sla_ckpt.migrate.file_changes import state_change, state_sha256, twin_change
 from sla_ckpt.migrate.manifest import plan_manifest
 from sla_ckpt.migrate.optimizer_repair import plan_optimizer
 from sla_ckpt.migrate.options import MigrateOptions
@@ -34,7 +33,7 @@ def plan_repairs(root: Path, options: MigrateOptions | None = None) -> Plan:
         UsageError: An option makes no sense here.
     """
     options = options or MigrateOptions()
-    context = _context(root, options)
+    context = Context(LocalSource(root), options.verify_options())
     steps: list[Step] = []
     changes: list[FileChange] = []
     problems: list[Problem] = []
@@ -58,13 +57,6 @@ def plan_repairs(root: Path, options: MigrateOptions | None = None) -> Plan:
             changes.append(listed[1])
     _plan_optimizers(root, context, options, steps, changes, problems)
     return Plan(root, source, tuple(steps), tuple(changes), (), tuple(problems))
-
-
-def _context(root: Path, options: MigrateOptions) -> Context:
-    verify_options = VerifyOptions(
-        expect=options.expect, config=options.config, base_model=options.base_model
-    )
-    return Context(LocalSource(root), verify_options)
 
 
 def _allows(options: MigrateOptions, code: str) -> bool:
@@ -172,7 +164,7 @@ def _plan_twin(
     exists = context.checkpoint.twin_path is not None
     if not exists and options.to != "safetensors" and options.variant is None:
         return [], []
-    sha256 = hashlib.sha256(encode_state(state)).hexdigest()
+    sha256 = state_sha256(state)
     pt, _ = _targets(context)
     if not state_changes and context.payload is not None:
         # The file stays as it is, which need not be the bytes that would be written today.

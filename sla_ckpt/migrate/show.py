@@ -10,7 +10,7 @@ from typing import Any
 
 from sla_ckpt.checkpoint.layout import MANIFEST_FILE
 from sla_ckpt.checkpoint.source import LocalSource
-from sla_ckpt.checks.verify import VerifyOptions, verify_source
+from sla_ckpt.checks.verify import verify_source
 from sla_ckpt.formats.layouts.write import writable
 from sla_ckpt.migrate.api import FixResult, remaining_problems
 from sla_ckpt.migrate.options import MigrateOptions
@@ -29,12 +29,9 @@ def with_remaining(result: FixResult, options: MigrateOptions, *, dry_run: bool)
     plan = result.plan
     if options.to in writable():
         return result
-    verify_options = VerifyOptions(
-        expect=options.expect, config=options.config, base_model=options.base_model
-    )
     with tempfile.TemporaryDirectory(prefix="sla-ckpt-") as folder:
         planned = _write_small(plan, Path(folder)) if dry_run else {}
-        report = verify_source(_Planned(plan.root, planned), verify_options)
+        report = verify_source(_Planned(plan.root, planned), options.verify_options())
     target = quoted(str(plan.root))
     problems = tuple(
         replace(problem, hint=for_target(problem.hint, target))
