@@ -75,7 +75,8 @@ def staged_file(path: Path, data: bytes | Callable[[BinaryIO], None]) -> Iterato
         data: The bytes, or a function that writes them to an open binary file.
 
     Raises:
-        WriteError: Also for an OSError in the block. A target that was not placed is unchanged.
+        WriteError: Also for an OSError in the block. A target that was not placed is unchanged;
+            of one that was, the message says so.
     """
     path = Path(path)
     staged: StagedFile | None = None
@@ -98,11 +99,13 @@ def staged_file(path: Path, data: bytes | Callable[[BinaryIO], None]) -> Iterato
                 handle.close()  # an open file cannot be renamed there
             yield staged
     except OSError as error:
-        raise WriteError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="check free space and permissions; the old file is untouched",
-            path=str(path),
-        ) from error
+        if staged is not None and staged.placed:
+            what = f"{path} is written, but its folder could not be synced"
+            hint = "check the disk, then the file: sla-ckpt verify"
+        else:
+            what = f"cannot write {path}"
+            hint = "check free space and permissions; the old file is untouched"
+        raise WriteError(f"{what}: {error.strerror or error}", hint=hint, path=str(path)) from error
     finally:
         if staged is not None and not staged.placed:
             with contextlib.suppress(OSError):
@@ -121,7 +124,7 @@ def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None]) -> None:
 
     Raises:
         WriteError: The directory is missing or read-only, the disk is full, … ``path`` is then
-            unchanged.
+            unchanged, unless the message says that it is written and only not synced.
     """
     with staged_file(path, data) as staged:
         staged.place()

@@ -154,3 +154,20 @@ def test_a_backup_of_a_link_holds_the_bytes(tmp_path: Path) -> None:
     made = backup(tmp_path / "state")
     assert made is not None and made.read_bytes() == b"cached" and not made.is_symlink()
     assert backup(tmp_path / "absent") is None
+
+
+def test_a_file_that_is_placed_but_not_synced_is_not_called_untouched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").write_bytes(b"old")
+
+    def broken(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fsio, "fsync_directory", broken)
+    with pytest.raises(
+        WriteError, match="is written, but its folder could not be synced"
+    ) as caught:
+        atomic_write(tmp_path / "state", b"new")
+    assert "untouched" not in str(caught.value.hint)
+    assert (tmp_path / "state").read_bytes() == b"new"
