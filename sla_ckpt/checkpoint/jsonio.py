@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sla_ckpt.checkpoint.source import Source
@@ -41,6 +42,21 @@ def parse_json(data: bytes, *, name: str) -> Any:
     if halved:
         raise FormatError(f"{name} holds text that is not Unicode: half a character", path=name)
     return value
+
+
+def read_optional_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> Any:
+    """A local JSON file that may be anything; None when it is absent, too large or no JSON.
+
+    Args:
+        path: The file.
+        limit: Its size in bytes at most.
+    """
+    try:
+        if path.stat().st_size > limit:
+            return None
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def read_json_object(source: Source, path: str) -> Mapping[str, Any]:

@@ -7,14 +7,13 @@ checkpoint directories (``transformer/``, ``unet/``, ``transformer_ema/``, ``une
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sla_ckpt.errors import RegenError
+from sla_ckpt.checkpoint.jsonio import parse_json
+from sla_ckpt.errors import FormatError, RegenError
 
 DENOISER_FOLDERS = ("transformer", "unet", "prior")
 STEM = "diffusion_pytorch_model"
@@ -175,11 +174,6 @@ def _shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], Mapping[str, s
     return tuple(folder / name for name in files), weight_map
 
 
-def user_path(text: str) -> Path:
-    """A path as a configuration has it; ``~`` is expanded where that user exists."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for others
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
@@ -187,13 +181,13 @@ def read_json(path: Path) -> dict[str, Any]:
         RegenError: Unreadable, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes(), name=str(path))
     except OSError as error:
         raise RegenError(
             f"cannot read {path}: {error.strerror or error}", path=str(path)
         ) from error
-    except ValueError as error:
-        raise RegenError(f"{path} is not valid JSON", path=str(path)) from error
+    except FormatError as error:
+        raise RegenError(error.message, path=str(path)) from error
     if not isinstance(value, dict):
         raise RegenError(f"{path} is not a JSON object", path=str(path))
     return value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sla_ckpt.errors import HubError, RegenError
+from sla_ckpt.paths import expand
 from sla_ckpt.regen.backbone_files import (
     DENOISER_FOLDERS,
     LORA_FILE,
@@ -16,7 +17,6 @@ from sla_ckpt.regen.backbone_files import (
     BackboneFiles,
     find_backbone,
     read_json,
-    user_path,
 )
 
 PIPELINE_INDEX = "model_index.json"
@@ -170,7 +170,7 @@ def resolve_pipeline(checkpoint: Path, pipeline: str | Path | None) -> tuple[str
 
 
 def _local_folder(reference: BaseReference, roots: Sequence[Path]) -> Path | None:
-    folders = (root / user_path(reference.name) for root in roots)
+    folders = (root / expand(reference.name) for root in roots)
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,8 +12,10 @@ import torch
 
 from sla_ckpt._version import __version__
 from sla_ckpt.attention.kernels import resolve_kernel
+from sla_ckpt.checkpoint.jsonio import read_optional_json
 from sla_ckpt.errors import MissingExtraError
 from sla_ckpt.regen.backbone import Backbone
+from sla_ckpt.regen.base_model import SCHEDULER_CONFIG
 from sla_ckpt.regen.distributed import Group
 from sla_ckpt.regen.families.base import FamilyAdapter
 from sla_ckpt.regen.families.registry import adapter_for
@@ -44,11 +45,7 @@ def adapter_of(backbone: Backbone, checkpoint: Path) -> FamilyAdapter:
 
 def _scheduler(*folders: Path) -> Mapping[str, Any] | None:
     for folder in folders:
-        path = folder / "scheduler" / "scheduler_config.json"
-        try:
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue
+        value = read_optional_json(folder / SCHEDULER_CONFIG)
         if isinstance(value, dict):
             return value
     return None

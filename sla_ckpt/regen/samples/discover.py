@@ -9,26 +9,27 @@ around the configuration are tried.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sla_ckpt.checkpoint.jsonio import read_optional_json
+from sla_ckpt.checkpoint.layout import MANIFEST_FILE
 from sla_ckpt.checkpoint.runconfig import UPLOADED_CONFIG, RunConfig, load_run_config
 from sla_ckpt.errors import RegenError, SlaCkptError
-from sla_ckpt.regen.backbone_files import user_path
+from sla_ckpt.paths import expand
 from sla_ckpt.regen.samples.caches import CacheFolders
 from sla_ckpt.regen.samples.pairing import CaptionRule
 
 _ANCESTORS = 4
 _DATALOADER_NAMES = ("multidatabackend.json", "config/multidatabackend.json")
 _CONFIG_NAMES = (UPLOADED_CONFIG, "config.json", "config/config.json")
-_MAX_DATALOADER_BYTES = 4 << 20
+_MAX_BYTES = 4 << 20
 
 
 def model_family(checkpoint: Path) -> str | None:
     """The trainer's name of the model family, from the checkpoint's manifest."""
-    manifest = _json(checkpoint / "checkpoint_manifest.json")
+    manifest = read_optional_json(checkpoint / MANIFEST_FILE, limit=_MAX_BYTES)
     metadata = manifest.get("metadata") if isinstance(manifest, Mapping) else None
     family = metadata.get("model_family") if isinstance(metadata, Mapping) else None
     return family if isinstance(family, str) else None
@@ -112,7 +113,7 @@ def _dataloaders(
         if name is None or "\0" in name:
             continue
         for base in bases_of(Path(run.path)):
-            path = (base / user_path(name)).resolve()
+            path = (base / expand(name)).resolve()
             if path.is_file() and path not in seen:
                 seen.add(path)
                 yield path, (*bases_of(Path(run.path)), *path.parents[:3])
@@ -139,7 +140,7 @@ def _run_configs(around: Sequence[Path], config: Path | None) -> Iterator[RunCon
 
 
 def _from_dataloader(path: Path, bases: Sequence[Path], family: str | None) -> CacheFolders | None:
-    entries = _json(path)
+    entries = read_optional_json(path, limit=_MAX_BYTES)
     if not isinstance(entries, list):
         return None
     latents: list[Path] = []
@@ -152,7 +153,7 @@ def _from_dataloader(path: Path, bases: Sequence[Path], family: str | None) -> C
         filled = value.replace("{model_family}", family or "").replace(
             "{id}", str(entry.get("id", ""))
         )
-        candidates = (base / user_path(filled) for base in bases)
+        candidates = (base / expand(filled) for base in bases)
         return next((folder for folder in candidates if folder.is_dir()), None)
 
     for entry in entries:
@@ -185,13 +186,3 @@ def _standard(cache: Path, family: str | None) -> CacheFolders | None:
     own = vae / family if family else vae
     text = cache / "text"
     return CacheFolders((own if own.is_dir() else vae,), (text if text.is_dir() else cache,))
-
-
-def _json(path: Path) -> Any:
-    """Parsed JSON; None when absent, too large or something else."""
-    try:
-        if path.stat().st_size > _MAX_DATALOADER_BYTES:
-            return None
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None

@@ -8,11 +8,12 @@ file after the caption's md5. So a picture's text file beside it, or its caption
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sla_ckpt.checkpoint.jsonio import read_optional_json
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mp4", ".mov", ".avi",
@@ -133,12 +134,7 @@ def _with_prompts(captions: Iterable[str], rules: Iterable[CaptionRule]) -> Iter
 
 def _add_metadata(index: CaptionIndex, path: Path) -> None:
     """Captions and names from a dataset's metadata file; other shapes are skipped."""
-    try:
-        if path.stat().st_size > MAX_METADATA_BYTES:
-            return
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return
+    content = read_optional_json(path, limit=MAX_METADATA_BYTES)
     if not isinstance(content, Mapping):
         return
     for name, entry in content.items():
