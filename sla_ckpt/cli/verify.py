@@ -126,9 +126,9 @@ def command(
         against=_existing("--against", against),
         token=token,
     )
+    if organisation is not None and (targets or files or revision is not None):
+        raise UsageError("--all ORG takes no targets, --files or --revision")
     if organisation is not None:
-        if targets or files or revision is not None:
-            raise UsageError("--all ORG takes no targets, --files or --revision")
         expanded = _models_of(organisation, token)
     elif files:
         expanded = [str(folder) for folder in checkpoints_containing(targets)]
@@ -145,11 +145,8 @@ def command(
 
         reports = list(verify_and_fix(expanded, options, dry_run=dry_run, note=output.note))
     if output_format == "html":
-        from sla_ckpt.report import collect, judged_reports, to_html
-
         # After --fix this looks again, at what the repair left.
-        runs = collect(expanded, options, jobs=jobs)
-        reports, text = judged_reports(runs), to_html(runs, strict=strict)
+        reports, text = _html(expanded, options, strict=strict, jobs=jobs)
     else:
         reports = reports or list(verify_many(expanded, options, jobs=jobs))
         text = _render(reports, output_format, quiet=quiet)
@@ -170,6 +167,16 @@ def _models_of(organisation: str, token: str | None) -> list[str]:
     if not found:
         raise UsageError(f"{organisation} has no models that you can see")
     return found
+
+
+def _html(
+    targets: Sequence[str], options: VerifyOptions, *, strict: bool, jobs: int
+) -> tuple[Sequence[Report], str]:
+    """The reports that the exit code is about, and the page."""
+    from sla_ckpt.report import collect, judged_reports, to_html
+
+    runs = collect(targets, options, jobs=jobs)
+    return judged_reports(runs), to_html(runs, strict=strict)
 
 
 def _render(reports: Sequence[Report], output_format: str, *, quiet: bool) -> str:

@@ -16,8 +16,8 @@ from sla_ckpt.state import PairKey, SLAState
 from tests.formats.zip_builders import GOOD_STATE, STATES
 
 PAIR = PairKey(128, "bf16")
-
-
+#: Under which all three files of :func:`broken_checkpoint` change.
+OPTIONS = MigrateOptions(to="safetensors")
 FLUX = {
     "_class_name": "FluxTransformer2DModel",
     "attention_head_dim": 128,
@@ -72,3 +72,21 @@ def assert_same_projection(state: SLAState, pair: PairKey = PAIR) -> None:
     original = read_state(GOOD_STATE).pairs[PAIR]
     np.testing.assert_array_equal(state.pairs[pair].weight, original.weight)
     np.testing.assert_array_equal(state.pairs[pair].bias, original.bias)
+
+
+def broken_checkpoint(folder: Path) -> Path:
+    """Three files change: the state, a new twin, the manifest."""
+    folder.mkdir()
+    shutil.copy(STATES / "wrong/tie_missing/sla_attention.pt", folder)
+    manifest = {"version": 1, "files": ["a"]}
+    (folder / "checkpoint_manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a trainer sees: everything but backups and our own working files."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and ".bak-" not in path.name and not path.name.startswith(".sla_ckpt")
+    }
