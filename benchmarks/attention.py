@@ -83,17 +83,17 @@ def differentiated(
     leaves = [x.detach().requires_grad_() for x in inputs]
     wanted = [*leaves, *parameters]
 
-    def both() -> object:
-        return torch.autograd.grad(run(*leaves), wanted, g)
-
-    out = run(*leaves)
-    times: dict[str, float | None] = {
+    return {
         "forward": median(lambda: run(*leaves)),
-        "backward": median(lambda: torch.autograd.grad(out, wanted, g, retain_graph=True)),
-        "both": median(both),
+        "backward": backward_alone(run(*leaves), wanted, g),
+        "both": median(lambda: torch.autograd.grad(run(*leaves), wanted, g)),
+        "replay": replayed(run, inputs, parameters, g),
     }
-    del out  # its graph holds nodes that belong to the default stream, which cannot be captured
-    return times | {"replay": replayed(run, inputs, parameters, g)}
+
+
+def backward_alone(out: Tensor, wanted: Sequence[Tensor], g: Tensor) -> float:
+    """A function of its own, since the graph of ``out`` must be gone before one is captured."""
+    return median(lambda: torch.autograd.grad(out, wanted, g, retain_graph=True))
 
 
 def replayed(

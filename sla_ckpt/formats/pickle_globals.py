@@ -14,7 +14,6 @@ from sla_ckpt.quiet import without_warnings
 _MAX_OPCODES = 300_000
 _MAX_SCAN_BYTES = 16 << 20
 _STRINGS = frozenset({"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"})
-_KEEPS_STRINGS = frozenset({"MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"})
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 _GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 

@@ -80,7 +80,7 @@ def compare_local(
             wanted[path] = full
     if differing and not force:
         raise WriteError(
-            f"{target} has {count(len(differing), 'file')} that differ from the repository: "
+            f"{target} differs from the repository in {count(len(differing), 'file')}: "
             f"{join_some(differing)}",
             hint="use another folder, or --force to replace them",
         )

@@ -85,9 +85,6 @@ class HubSource:
             if path.startswith(self.prefix)
         }
 
-    def remote_file(self, path: str) -> RemoteFile:
-        return self.listing[self.prefix + path]
-
     def subsource(self, prefix: str) -> HubSource:
         folder = f"{self.prefix}{prefix.strip('/')}/"
         return HubSource(

@@ -27,7 +27,7 @@ from sla_ckpt.regen.judge import Candidate, Verdict, judge
 from sla_ckpt.regen.plan import Plan
 from sla_ckpt.regen.progress import SILENT, Progress
 from sla_ckpt.regen.projections import Coordinates, Projections
-from sla_ckpt.regen.statistics import AttentionError, Collector, LayerMoments
+from sla_ckpt.regen.statistics import Collector, LayerMoments
 from sla_ckpt.regen.train import (
     Runner,
     Trained,
@@ -37,7 +37,7 @@ from sla_ckpt.regen.train import (
     train_lbfgs,
 )
 from sla_ckpt.regen.workload import Work, Workload
-from sla_ckpt.state import PairKey, SLAState
+from sla_ckpt.state import SLAState
 
 #: First rate of a full annealed step, in attention's own size, and its number of updates.
 FULL_RATE = 8e-3
@@ -65,13 +65,6 @@ class Restored:
     train_losses: Mapping[str, tuple[float, ...]]
     seconds: Mapping[str, float]
     calls: str
-
-    def attention_errors(self, candidate: Candidate) -> Mapping[PairKey, AttentionError]:
-        """The attention error of each pair against dense attention."""
-        return {
-            pair: self.moments.error(pair, candidate.projections[pair])
-            for pair in self.moments.pairs
-        }
 
 
 def restore(
