@@ -97,7 +97,7 @@ def pages() -> dict[str, str]:
     """Every page by file name."""
     what = "verify, repair, regenerate and publish SLA checkpoints"
     found = {"sla-ckpt.1": page("sla-ckpt", main, what)}
-    context = click.Context(main)
+    context = click.Context(main, **main.context_settings)
     for name, summary in COMMANDS.items():
         command = main.get_command(context, name)
         assert command is not None

@@ -59,7 +59,9 @@ def test_the_help_of_each_command_is_plain_on_an_old_code_page(name: str) -> Non
     safe_streams()
     command = main.get_command(None, name)  # type: ignore[arg-type]
     assert command is not None
-    text = command.get_help(click.Context(command)).encode("cp437", "sla_ckpt")
+    text = command.get_help(click.Context(command, **command.context_settings)).encode(
+        "cp437", "sla_ckpt"
+    )
     assert text and b"\\u" not in text
 
 
