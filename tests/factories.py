@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from sla_ckpt.formats.twin import encode_safetensors
 from sla_ckpt.state import PairKey, ProjectionTensors, SLASettings, SLAState
 
 DATA = Path(__file__).parent / "data"
+#: Weights in each file that :func:`write_full_shards` writes.
+SHARD_BYTES = 2 * 512 * 1024
 
 FLUX_CONFIG: dict[str, Any] = {
     "_class_name": "FluxTransformer2DModel",
@@ -106,6 +108,23 @@ def write_denoiser(
         weight_map.update(dict.fromkeys(names, name))
     index_file = folder / "diffusion_pytorch_model.safetensors.index.json"
     index_file.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+
+
+def write_full_shards(
+    folder: Path, fill: Callable[[int], bytes], shape: tuple[int, int] = (512, 1024)
+) -> None:
+    """Two shards with a matrix of weights each, in place of a model folder's own.
+
+    Args:
+        folder: Made by :func:`write_denoiser` with two shards, whose index stays true.
+        fill: Gives so many bytes.
+        shape: Of the matrices, of two bytes a number.
+    """
+    for index in range(2):
+        name = f"diffusion_pytorch_model-{index + 1:05d}-of-00002.safetensors"
+        tensors = {f"shard{index}.{key}": ("BF16", (1,), b"\0\0") for key in WEIGHT_NAMES}
+        tensors[f"shard{index}.proj_out.weight"] = ("BF16", shape, fill(2 * shape[0] * shape[1]))
+        (folder / name).write_bytes(encode_safetensors(tensors, {"format": "pt"}))
 
 
 def write_full_checkpoint(

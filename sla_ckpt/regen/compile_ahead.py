@@ -14,14 +14,17 @@ import torch
 
 from sla_ckpt.attention.kernels import resolve_kernel
 from sla_ckpt.attention.module import SparseLinearAttention
+from sla_ckpt.blocks import fewest_tokens
 from sla_ckpt.errors import SlaCkptError
 from sla_ckpt.pairs.table import expected_head_dims
 from sla_ckpt.regen.branches import make_branches
+from sla_ckpt.regen.plan import TORCH_DTYPES
 from sla_ckpt.state import PairKey, SLASettings
 
 _HEADS = 4
-#: Tokens are a multiple of 16 in nearly every model, and Triton compiles for that.
 _LEAST_TOKENS = 1024
+#: Tokens are a multiple of 16 in nearly every model, and Triton compiles for that.
+_MULTIPLE = 16
 
 
 def compile_ahead(
@@ -62,9 +65,9 @@ def _compile(
     device: torch.device,
 ) -> None:
     branches = make_branches(settings, variant, kernel)
-    tokens = max(_LEAST_TOKENS, 64 * round(settings.blkk / settings.topk / 64 + 1))
+    tokens = max(_LEAST_TOKENS, -(-fewest_tokens(settings) // _MULTIPLE) * _MULTIPLE)
     for key in keys:
-        dtype = torch.bfloat16 if key.dtype == "bf16" else torch.float16
+        dtype = TORCH_DTYPES[key.dtype]
         chosen = resolve_kernel(
             kernel, device=device, dtype=dtype, head_dim=key.head_dim, settings=settings
         )

@@ -30,7 +30,7 @@ from sla_ckpt.regen.compile_ahead import compile_ahead
 from sla_ckpt.regen.distributed import Group, process_group
 from sla_ckpt.regen.families.base import FamilyAdapter
 from sla_ckpt.regen.options import DTYPES, RegenOptions, check_overrides
-from sla_ckpt.regen.plan import Plan
+from sla_ckpt.regen.plan import TORCH_DTYPES, Plan
 from sla_ckpt.regen.present import Present, choose_settings, read_present
 from sla_ckpt.regen.progress import SILENT, Progress
 from sla_ckpt.regen.projections import Projections
@@ -42,7 +42,6 @@ from sla_ckpt.regen.workload import Work, sampled_work, split_samples, stored_wo
 from sla_ckpt.regen.write import check_writable, write_result
 from sla_ckpt.state import PairKey, ProjectionTensors, SLASettings, SLAState
 
-_TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: Work budgets need some size; a stored call is taken for this many tokens.
 _STORED_TOKENS = 4096
 
@@ -180,7 +179,7 @@ class _Regeneration:
             enable_checkpointing(backbone.model)
         plan = Plan(
             settings=settings,
-            dtype=_TORCH_DTYPES[token],
+            dtype=TORCH_DTYPES[token],
             variant=variant,
             kernel=options.kernel,
             method=options.method,
@@ -231,7 +230,7 @@ class _Regeneration:
             backbone = load_backbone(
                 self.directory,
                 device="auto" if options.device == "auto" else self.device,
-                dtype=_TORCH_DTYPES[token],
+                dtype=TORCH_DTYPES[token],
                 base_model=options.base_model,
                 ema=options.ema,
                 offload=options.offload,

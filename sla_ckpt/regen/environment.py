@@ -19,9 +19,8 @@ from sla_ckpt.regen.base_model import SCHEDULER_CONFIG
 from sla_ckpt.regen.distributed import Group
 from sla_ckpt.regen.families.base import FamilyAdapter
 from sla_ckpt.regen.families.registry import adapter_for
+from sla_ckpt.regen.plan import TORCH_DTYPES
 from sla_ckpt.state import PairKey, SLASettings
-
-_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def require_diffusers() -> None:
@@ -75,7 +74,11 @@ def kernel_name(
     """The kernels that ran, by the rule that chose them."""
     chosen = {
         resolve_kernel(
-            kernel, device=device, dtype=_TORCH[key.dtype], head_dim=key.head_dim, settings=settings
+            kernel,
+            device=device,
+            dtype=TORCH_DTYPES[key.dtype],
+            head_dim=key.head_dim,
+            settings=settings,
         )
         for key in pairs
     }

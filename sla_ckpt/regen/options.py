@@ -11,6 +11,7 @@ from sla_ckpt.checkpoint.runconfig import parse_sla_config
 from sla_ckpt.errors import FormatError, UsageError
 from sla_ckpt.state import FEATURE_MAPS, SLA_VARIANTS, SLASettings
 
+Method = Literal["auto", "calibrate", "train"]
 OptimizerName = Literal["auto", "anneal", "lbfgs", "adamw"]
 MOST_EVALUATIONS = 200
 DTYPES: dict[str, tuple[str, ...]] = {
@@ -61,7 +62,7 @@ class RegenOptions:
     steps: int = 1
     optimizer: OptimizerName = "auto"
     lr: float | None = None
-    method: Literal["auto", "calibrate", "train"] = "auto"
+    method: Method = "auto"
     seed: int = 0
     dtype: Literal["bf16", "fp16", "both"] = "bf16"
     settings: SLASettings | None = None

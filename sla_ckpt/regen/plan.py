@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
-from sla_ckpt.regen.options import OptimizerName
+from sla_ckpt.regen.options import Method, OptimizerName
 from sla_ckpt.state import SLASettings
 
-Method = Literal["auto", "calibrate", "train"]
+#: Compute dtype by the token that pairs are named with.
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

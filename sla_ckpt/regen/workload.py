@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -238,17 +239,19 @@ def sampled_work(
             variation=1.0 if alone else variation,
         )
 
-    def update(number: int, variation: float) -> Workload:
-        wanted = budget.update_draws
+    wanted = budget.update_draws
+    # Where an update cannot hold every sample, one pass over all of them gives several updates,
+    # so that noise levels stay stratified.
+    per_pass = -(-len(train) // wanted)
+
+    @lru_cache(maxsize=1)
+    def one_pass(number: int, variation: float) -> tuple[Draw, ...]:
+        repeats = max(1, wanted // len(train))
         size = min(budget.batch_size, wanted)
-        if wanted >= len(train):
-            stream = _UPDATES + number
-            repeats = wanted // len(train)
-            return workload(train, repeats, stream, size=size, variation=variation)
-        # One pass over all samples gives several updates, so that noise levels stay stratified.
-        per_pass = -(-len(train) // wanted)
-        stream = _UPDATES + number // per_pass
-        draws = workload(train, 1, stream, size=size, variation=variation).draws
+        return workload(train, repeats, _UPDATES + number, size=size, variation=variation).draws
+
+    def update(number: int, variation: float) -> Workload:
+        draws = one_pass(number // per_pass, variation)
         per_update = -(-len(draws) // per_pass)
         first = number % per_pass * per_update
         return Workload(draws[first : first + per_update] or draws[-per_update:])

@@ -15,13 +15,11 @@ from pathlib import Path
 import pytest
 
 from sla_ckpt.formats.simpletuner import encode_state
-from sla_ckpt.formats.twin import encode_safetensors
 from tests import factories
 from tests.hub.running import Runner
 from tools.loopback_hub import Fault, LoopbackHub
 
 REPO = "alice/model"
-SHARD_BYTES = 2 * 512 * 1024  # of each of the two weight files
 UPLOAD = "^(PUT /_lfs/[0-9a-f]{64}$|POST /_cas/v1/xorbs/)"
 COMMIT = "^POST /api/models/alice/model/commit/"
 SHORT = {"SLA_CKPT_HTTP_TIMEOUT": "1.5"}
@@ -38,18 +36,7 @@ class Local:
         """New weights and a new state."""
         self.versions += 1
         factories.write_full_checkpoint(self.root, factories.state(seed=self.versions), shards=2)
-        for index in (1, 2):
-            name = f"diffusion_pytorch_model-0000{index}-of-00002.safetensors"
-            tensors = {
-                f"shard{index - 1}.{key}": ("BF16", (1,), b"\0\0") for key in factories.WEIGHT_NAMES
-            }
-            tensors[f"shard{index - 1}.proj_out.weight"] = (
-                "BF16",
-                (512, 1024),
-                os.urandom(SHARD_BYTES),
-            )
-            path = self.root / "transformer" / name
-            path.write_bytes(encode_safetensors(tensors, {"format": "pt"}))
+        factories.write_full_shards(self.root / "transformer", os.urandom)
 
     def renew_state(self) -> None:
         self.versions += 1
@@ -123,7 +110,7 @@ def test_a_push_lands_in_one_commit_and_a_second_one_sends_nothing(
     ok(cli("push", REPO, local.root, hub=any_hub))
     assert len(titles(any_hub)) == 2
     assert_whole(any_hub, 1)
-    assert uploaded(any_hub) < 2.1 * SHARD_BYTES + 200_000
+    assert uploaded(any_hub) < 2.1 * factories.SHARD_BYTES + 200_000
     any_hub.clear_requests()
     again = cli("push", REPO, local.root, hub=any_hub)
     ok(again)
@@ -229,7 +216,7 @@ def test_a_commit_cut_before_it_landed_is_sent_again(
     ok(cli("push", REPO, local.root, hub=any_hub))
     assert len(titles(any_hub)) == 2
     assert_whole(any_hub, 1)
-    assert uploaded(any_hub) < 2.1 * SHARD_BYTES + 200_000
+    assert uploaded(any_hub) < 2.1 * factories.SHARD_BYTES + 200_000
 
 
 def test_a_push_that_was_overtaken_plans_anew(
@@ -247,7 +234,9 @@ def test_a_push_that_was_overtaken_plans_anew(
     assert b"My own words." in any_hub.read(REPO, "README.md")
     assert len(titles(any_hub)) == 3
     assert_whole(any_hub, 1)
-    assert uploaded(any_hub) < 2.1 * SHARD_BYTES + 200_000, "large files are not sent again"
+    assert uploaded(any_hub) < 2.1 * factories.SHARD_BYTES + 200_000, (
+        "large files are not sent again"
+    )
 
 
 def test_an_overtaken_push_never_mixes_two_states(

@@ -225,22 +225,9 @@ def publish(hub: LoopbackHub, repo: str, folder: Path, seed: int) -> Path:
     """A checkpoint in two shards of random weights, put into the Hub's repository."""
     import random
 
-    from sla_ckpt.formats.twin import encode_safetensors
-
-    random_bytes = random.Random(seed).randbytes
     root = folder / f"published-{seed}"
     factories.write_full_checkpoint(root, factories.state(seed=seed), shards=2)
-    for index in (1, 2):
-        name = f"diffusion_pytorch_model-0000{index}-of-00002.safetensors"
-        tensors = {
-            f"shard{index - 1}.{key}": ("BF16", (1,), b"\0\0") for key in factories.WEIGHT_NAMES
-        }
-        tensors[f"shard{index - 1}.proj_out.weight"] = (
-            "BF16",
-            (512, 1024),
-            random_bytes(1 << 20),
-        )
-        (root / "transformer" / name).write_bytes(encode_safetensors(tensors, {"format": "pt"}))
+    factories.write_full_shards(root / "transformer", random.Random(seed).randbytes)
     files = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
     hub.add_files(repo, files)
     return root

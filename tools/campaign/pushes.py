@@ -21,7 +21,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from sla_ckpt.formats.simpletuner import encode_state
-from sla_ckpt.formats.twin import encode_safetensors
 from tests import factories
 from tools.campaign.children import Done, Server
 from tools.campaign.kills import scratch
@@ -187,16 +186,8 @@ class Repository:
         state = factories.state(seed=seed)
         if weights_too:
             factories.write_full_checkpoint(self.checkpoint, state, shards=2)
-            for index in (1, 2):
-                name = f"diffusion_pytorch_model-0000{index}-of-00002.safetensors"
-                tensors = {
-                    f"shard{index - 1}.{key}": ("BF16", (1,), b"\0\0")
-                    for key in factories.WEIGHT_NAMES
-                }
-                data = self.rng.randbytes(2 * 128 * 512)
-                tensors[f"shard{index - 1}.proj_out.weight"] = ("BF16", (128, 512), data)
-                path = self.checkpoint / "transformer" / name
-                path.write_bytes(encode_safetensors(tensors, {"format": "pt"}))
+            folder = self.checkpoint / "transformer"
+            factories.write_full_shards(folder, self.rng.randbytes, (128, 512))
         else:
             (self.checkpoint / "sla_attention.pt").write_bytes(encode_state(state))
         self.known.add(self._version({p: self._sha(p) for p in self._files()}))

@@ -38,7 +38,9 @@ class Files:
         return self._files[path][start : None if length is None else start + length]
 
     def subsource(self, prefix: str) -> Files:
-        raise NotImplementedError(prefix)
+        folder = f"{prefix.strip('/')}/"
+        below = {k: v for k, v in self._files.items() if k.startswith(folder)}
+        return Files({path.removeprefix(folder): data for path, data in below.items()})
 
 
 def read_config(data: bytes) -> Any:
