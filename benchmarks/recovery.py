@@ -26,7 +26,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,15 @@ class Scale:
         return [Case(regime, *f) for f in self.factors for regime in ("adapted", "light")]
 
 
-#: In the full scale, every value of each factor meets every value of the others.
+#: Every value of each factor meets every value of the others.
+_FULL = Scale(
+    *(384, 8, 64, 16, 2000, 1200, 800, 256),
+    ((64, 0.07, 20), (128, 0.1, 21), (128, 0.07, 21), (64, 0.1, 20)),
+)
 SCALES = {
-    "full": Scale(
-        *(384, 6, 64, 24, 1500, 1200, 300, 256),
-        ((64, 0.07, 4), (128, 0.13, 5), (128, 0.07, 5), (64, 0.13, 4)),
-    ),
+    "full": _FULL,
+    #: Larger topk: losing the state costs little, and noise weighs more.
+    "little": replace(_FULL, factors=((64, 0.13, 22), (128, 0.13, 23))),
     "cpu": Scale(128, 4, 32, 8, 1000, 600, 250, 96, ((64, 0.26, 0), (128, 0.5, 1))),
     "smoke": Scale(128, 1, 32, 2, 12, 12, 6, 4, ((64, 0.26, 0),)),
 }
@@ -108,6 +112,68 @@ SCALES = {
 def model_of(case: Case, scale: Scale) -> ToyDiT:
     heads = scale.width // case.head_dim
     return ToyDiT(ToyConfig(case.head_dim, heads, scale.layers, scale.side))
+
+
+class _Trainer:
+    """One training step over fixed tensors; on a card a CUDA graph, since the toys' kernels are
+    shorter than it takes to start them."""
+
+    _EAGER_STEPS = 3
+
+    def __init__(
+        self, model: ToyDiT, parameters: list[torch.nn.Parameter], shape: Any, device: str
+    ) -> None:
+        self._model, self._parameters = model, parameters
+        self._cuda = device == "cuda"
+        self.latents, self.noise = (torch.zeros(shape, device=device) for _ in range(2))
+        self.t = torch.zeros(shape[0], device=device)
+        self._rate = torch.tensor(0.0, device=device)
+        self._optimizer = torch.optim.AdamW(
+            parameters,
+            lr=self._rate if self._cuda else 0.0,
+            weight_decay=0.0,
+            capturable=self._cuda,
+        )
+        self._steps = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """Everything in it runs on one stream of its own, as capturing asks for."""
+        if not self._cuda:
+            yield
+            return
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
+        stream.synchronize()
+
+    def run(self, rate: float) -> None:
+        """Train on what the tensors hold."""
+        if self._cuda:
+            self._rate.fill_(rate)
+        else:
+            self._optimizer.param_groups[0]["lr"] = rate
+        if self._cuda and self._graph is None and self._steps == self._EAGER_STEPS:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
+                self._step()
+        self._steps += 1
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._step()
+
+    def _step(self) -> None:
+        noisy, target = ADAPTER.add_noise(self.latents, self.noise, self.t)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self._cuda):
+            prediction = self._model(noisy, self.t)
+        loss = (prediction.float() - target).square().mean()
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
 
 
 def fit(
@@ -127,28 +193,26 @@ def fit(
             for module in session.modules.values():
                 module.to(device)
             parameters += list(session.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+        trainer = _Trainer(model, parameters, (scale.batch, *pool.shape[1:]), device)
+        levels = torch.cat(
+            [
+                ADAPTER.sample_timesteps(CONFIG, Batch(pool[: scale.batch], {}), noise_levels)
+                for _ in range(steps)
+            ]
+        ).to(device)
 
         def rate(step: int) -> float:
             return min(1.0, (step + 1) / 100) * (
                 0.05 + 0.475 * (1 + math.cos(math.pi * step / steps))
             )
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        for _ in range(steps):
-            picks = torch.randint(len(pool), (scale.batch,), generator=generator, device=device)
-            batch = Batch(pool[picks], {})
-            t = ADAPTER.sample_timesteps(CONFIG, batch, noise_levels).to(device)
-            noise = torch.randn(batch.latents.shape, generator=generator, device=device)
-            noisy, target = ADAPTER.add_noise(batch.latents, noise, t)
-            with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
-                prediction = model(noisy, t)
-            loss = (prediction.float() - target).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
+        with trainer.stream():
+            for step in range(steps):
+                picks = torch.randint(len(pool), (scale.batch,), generator=generator, device=device)
+                trainer.latents.copy_(pool[picks])
+                trainer.noise.normal_(generator=generator)
+                trainer.t.copy_(levels[step * scale.batch : (step + 1) * scale.batch])
+                trainer.run(1e-3 * rate(step))
         return session.to_state() if session is not None else None
 
 
@@ -234,7 +298,9 @@ class Subject:
             train=len(train),
             judged=len(held_out or train),
             device_type=self.device.type,
-        ).with_overrides(draws=self.draws, evaluations=options.pop("evaluations", self.evaluations))
+            draws=self.draws,
+            evaluations=options.pop("evaluations", self.evaluations),
+        )
         work = sampled_work(ADAPTER, CONFIG, samples, budget, self.case.seed)
         plan = Plan(settings=self.settings, dtype=self.dtype, **metric, **options)
         self._synchronise()

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import nn
 
-from sla_ckpt.attention import binding
 from sla_ckpt.attention.patch import scope
 from sla_ckpt.attention.resolve import Checkpoint, resolve
 from sla_ckpt.attention.session import Missing, Observer, SLASession, SLAUnusedWarning
@@ -141,6 +140,8 @@ def enable_sla(
         missing=missing,
         observer=observer,
     )
+    from sla_ckpt.attention import binding  # brings in torch.compile, which takes a second
+
     for module in modules:
         binding.bind(module, session)
     return session
@@ -152,6 +153,8 @@ def disable_sla(model: Any) -> None:
     Raises:
         UsageError: ``model`` has no denoiser.
     """
+    from sla_ckpt.attention import binding
+
     for module in _denoisers(model):
         binding.unbind(module)
 

@@ -43,7 +43,7 @@ _training = _group(
         type=click.Choice(["auto", "anneal", "lbfgs", "adamw"]),
         default="auto",
         show_default=True,
-        help="anneal: a step is a sweep of up to 36 updates, each on fresh noise; lbfgs: up to 20 "
+        help="anneal: a step is a sweep of up to 72 updates, each on fresh noise; lbfgs: up to 20 "
         "loss evaluations; adamw: one update.",
     ),
     click.option("--lr", type=float, help="Learning rate of adamw.  [default: 0.01]"),
@@ -147,6 +147,14 @@ def command(
         from sla_ckpt.pictures import check_picture
 
         check_picture(plot)
+    from sla_ckpt.regen.read_ahead import read_ahead
+
+    read_ahead(
+        checkpoint,
+        base_model=values["base_model"],
+        ema=values["ema"],
+        denoiser=values["denoiser"],
+    )
     try:
         from sla_ckpt.regen.engine import regenerate
         from sla_ckpt.regen.options import RegenOptions, settings_from_text

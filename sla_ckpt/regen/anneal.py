@@ -13,7 +13,7 @@ Source: Kingma and Ba, Adam (2015), algorithm 1; Stein's estimator for the facto
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +35,10 @@ class Sweep:
     Attributes:
         updates: Number of updates.
         rate: Length of the first, in the units of ``scales``; later ones fall to zero.
-        keep: After which updates the projection is handed out, besides the last.
     """
 
     updates: int
     rate: float
-    keep: Collection[int] = ()
 
 
 def train_annealed(
@@ -65,7 +63,6 @@ def train_annealed(
     """
     numbers = {key: _Adam(value / scales[key]) for key, value in start.items()}
     current = dict(start)
-    kept: list[tuple[str, Projections]] = []
     losses: list[float] = []
     for update in range(sweep.updates):
         loss, gradients = runner.loss_and_gradients(workload(update), current, tick)
@@ -77,9 +74,7 @@ def train_annealed(
         for key, adam in numbers.items():
             adam.step(gradients[key] * scales[key], rate)
         current = {key: adam.value * scales[key] for key, adam in numbers.items()}
-        if update + 1 in sweep.keep and update + 1 < sweep.updates:
-            kept.append((f"update {update + 1} of {sweep.updates}", current))
-    return Trained((*kept, ("", current)), tuple(losses))
+    return Trained((("", current),), tuple(losses))
 
 
 class _Adam:

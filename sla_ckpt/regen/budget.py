@@ -8,17 +8,18 @@ alone, never from a clock, so that a run can be repeated bit by bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
 from sla_ckpt.regen.families.base import Sample
 
-#: Work per loss evaluation, per training and per judged candidate, in parameters × tokens. A
-#: forward pass costs about twice as many floating-point operations.
+#: Work per loss evaluation, per calibration, per training and per judged candidate, in
+#: parameters × tokens. A forward pass costs about twice as many floating-point operations.
 _PER_EVALUATION = 3.5e14
+_PER_CALIBRATION = 1e14
 _PER_TRAINING = 1.5e15
-_PER_SWEEP = 1.3e15
+_PER_SWEEP = 8e14
 _PER_CANDIDATE = 1.2e14
 _PER_BATCH = 1.5e13
 #: A processor is slower than an accelerator by about this.
@@ -29,28 +30,15 @@ _MAX_JUDGE_DRAWS = 128
 _MAX_BATCH = 32
 MAX_EVALUATIONS = 20
 _MIN_EVALUATIONS = 5
-_MAX_UPDATES = 36
-_MIN_UPDATES = 12
+MAX_UPDATES = 72
+_MIN_UPDATES = 8
+#: Several cards share an update, so it has more than one draw; beyond that, more updates teach
+#: more than more draws in each.
 _MIN_UPDATE_DRAWS = 2
-
-
-@dataclass(frozen=True)
-class SweepKind:
-    """One way to run an annealed step.
-
-    Attributes:
-        rate: Share of the full rate.
-        variation: Share of the draws that see varied copies of the samples.
-    """
-
-    rate: float
-    variation: float
-
-
-#: Where only one sweep can be afforded, half of it sees the samples as they are: how far copies
-#: resemble a family's pictures is not known, and nothing else would tell.
-_ONE_SWEEP = (SweepKind(1.0, 0.5),)
-_CHEAP_SWEEPS = (SweepKind(1.0, 1.0), SweepKind(0.25, 0.5))
+#: Samples that are drawn as often as this could be learnt by heart: then every draw sees a varied
+#: copy. Otherwise every other one does, since how far copies resemble a family's pictures is not
+#: known.
+_BY_HEART = 100
 
 
 @dataclass(frozen=True)
@@ -61,33 +49,25 @@ class Budget:
         repeats: Draws of noise per training sample.
         judge_repeats: Draws of noise per held-out sample.
         batch_size: Samples per forward pass.
+        calibration_draws: Draws of noise for the calibration, over all samples.
         evaluations: Of the training loss per L-BFGS step.
         updates: Of an annealed step.
         update_draws: Draws of noise per update, over all samples.
-        sweeps: How often an annealed step is tried, and with what.
+        variation: Share of those that see varied copies of the samples.
         starts: From how many starts L-BFGS and AdamW are tried.
-        checkpoints: How many iterates of a training are judged.
+        checkpoints: How many iterates of an L-BFGS step are judged.
     """
 
     repeats: int
     judge_repeats: int
     batch_size: int
+    calibration_draws: int
     evaluations: int
     updates: int
     update_draws: int
-    sweeps: tuple[SweepKind, ...]
+    variation: float
     starts: int
     checkpoints: int
-
-    def with_overrides(self, *, draws: int | None, evaluations: int | None) -> Budget:
-        """The user's own numbers in place of the derived ones."""
-        changed = self
-        if draws is not None:
-            changed = replace(changed, repeats=draws, judge_repeats=draws, update_draws=draws)
-        if evaluations is not None:
-            lbfgs = min(evaluations, MAX_EVALUATIONS)
-            changed = replace(changed, evaluations=lbfgs, updates=evaluations)
-        return changed
 
 
 def plan_budget(
@@ -98,6 +78,8 @@ def plan_budget(
     judged: int,
     device_type: str,
     processes: int = 1,
+    draws: int | None = None,
+    evaluations: int | None = None,
 ) -> Budget:
     """Choose from the sizes of the model and the samples.
 
@@ -108,27 +90,35 @@ def plan_budget(
         judged: Number of held-out samples.
         device_type: ``"cpu"`` or an accelerator.
         processes: How many share the work; each update is cut into that many batches at least.
+        draws: The user's own number of draws, per sample and per update.
+        evaluations: The user's own number of evaluations, and of updates.
     """
     slow = _CPU if device_type == "cpu" else 1.0
     work = max(1.0, float(parameters) * tokens) * slow
     repeats = _between(_PER_EVALUATION / (train * work), 1, max(1, _MAX_TRAIN_DRAWS // train))
-    per_evaluation = train * repeats * work
-    spare = _PER_TRAINING / per_evaluation
+    judge_repeats = _between(
+        _PER_CANDIDATE / (judged * work), 1, max(1, _MAX_JUDGE_DRAWS // judged)
+    )
+    spare = _PER_TRAINING / (train * repeats * work)
     cheap = spare >= 2 * MAX_EVALUATIONS
     sweep = _PER_SWEEP / work
-    updates = _between(sweep / _MIN_UPDATE_DRAWS, _MIN_UPDATES, _MAX_UPDATES)
+    updates = _between(sweep / _MIN_UPDATE_DRAWS, _MIN_UPDATES, MAX_UPDATES)
     update_draws = _between(sweep / updates, _MIN_UPDATE_DRAWS, _MAX_BATCH)
+    if draws is not None:
+        repeats = judge_repeats = update_draws = draws
+    if evaluations is not None:
+        updates = evaluations
     batch = _between(_PER_BATCH / work, 1, _MAX_BATCH)
+    limit = _between(spare, _MIN_EVALUATIONS, MAX_EVALUATIONS)
     return Budget(
         repeats=repeats,
-        judge_repeats=_between(
-            _PER_CANDIDATE / (judged * work), 1, max(1, _MAX_JUDGE_DRAWS // judged)
-        ),
+        judge_repeats=judge_repeats,
         batch_size=min(batch, -(-update_draws // processes)),
-        evaluations=_between(spare, _MIN_EVALUATIONS, MAX_EVALUATIONS),
+        calibration_draws=_between(_PER_CALIBRATION / work, 2, _MAX_TRAIN_DRAWS),
+        evaluations=limit if evaluations is None else min(evaluations, MAX_EVALUATIONS),
         updates=updates,
         update_draws=update_draws,
-        sweeps=_CHEAP_SWEEPS if cheap else _ONE_SWEEP,
+        variation=1.0 if updates * update_draws >= _BY_HEART * train else 0.5,
         starts=2 if cheap else 1,
         checkpoints=6 if cheap else 3,
     )

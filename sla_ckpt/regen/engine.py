@@ -277,7 +277,9 @@ class _Regeneration:
             judged=len(held_out or train),
             device_type=self.device.type,
             processes=self.group.size,
-        ).with_overrides(draws=self.options.draws, evaluations=self.options.evaluations)
+            draws=self.options.draws,
+            evaluations=self.options.evaluations,
+        )
         if samples.calls:
             return budget, stored_work(samples.calls, budget)
         work = sampled_work(adapter, backbone.config, samples.samples, budget, self.options.seed)

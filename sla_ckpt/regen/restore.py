@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import nn
@@ -39,7 +38,7 @@ from sla_ckpt.regen.train import (
 from sla_ckpt.regen.workload import Work, Workload
 from sla_ckpt.state import SLAState
 
-#: First rate of a full annealed step, in attention's own size, and its number of updates.
+#: First rate of an annealed step, in attention's own size, of so many updates or more.
 FULL_RATE = 8e-3
 FULL_UPDATES = 36
 #: Made-up samples, and varied copies of samples that train as well, are believed only where their
@@ -126,9 +125,8 @@ class _Restoration:
     losses: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def run(self) -> Restored:
-        first = self.work.train(0)
-        with self._stage("calibrate", len(first.draws)):
-            moments = self._calibrate(first)
+        with self._stage("calibrate", len(self.work.calibration.draws)):
+            moments = self._calibrate(self.work.calibration)
         calls = self.runner.session.stats.summary()
         zero = proj.zeros(moments.pairs)
         present = self._present(zero)
@@ -147,7 +145,7 @@ class _Restoration:
             if calibrated is not None:
                 judged["calibrated"] = self._along(judged["zero"], calibrated)
         if self.plan.method != "calibrate":
-            self._train(first, moments, list(judged.values()))
+            self._train(moments, list(judged.values()))
         verdict = judge(
             [self._with_presence(c) for c in self.candidates.values()],
             optimism=self._optimism(moments),
@@ -198,7 +196,7 @@ class _Restoration:
             return None
         return {**zero, **known}
 
-    def _train(self, first: Workload, moments: LayerMoments, starts: list[Candidate]) -> None:
+    def _train(self, moments: LayerMoments, starts: list[Candidate]) -> None:
         ranked = sorted(starts, key=lambda c: c.loss)
         optimizer = self.plan.optimizer
         if optimizer == "auto":
@@ -211,37 +209,29 @@ class _Restoration:
             if optimizer == "adamw":
                 self._train_adamw(start)
             else:
-                self._train_lbfgs(first, moments, start)
+                self._train_lbfgs(moments, start)
 
     def _anneal(self, moments: LayerMoments, start: Candidate) -> None:
         updates = self.plan.steps * self.budget.updates
         scales = {pair: moments.of(pair).column_scales() for pair in moments.pairs}
         # Fewer updates have to go further each.
-        rate = FULL_RATE * math.sqrt(FULL_UPDATES / self.budget.updates)
-        for number, kind in enumerate(self.budget.sweeps):
-            workload = partial(self._update, number * updates, kind.variation)
-            draws = len(workload(0).draws)
-            with self._stage("train", updates * draws):
-                trained = train_annealed(
-                    self.runner,
-                    workload,
-                    start.projections,
-                    scales,
-                    Sweep(updates, kind.rate * rate, keep=(updates // 4, updates // 2)),
-                    tick=self.progress.tick,
-                )
-            name = f"trained from {start.name}"
-            name = name if kind.rate == 1 else f"{name} at rate × {kind.rate:.2f}"
-            self._add_trained(name, trained, start)
+        rate = FULL_RATE * math.sqrt(max(1.0, FULL_UPDATES / self.budget.updates))
+        with self._stage("train", updates * len(self.work.update(0).draws)):
+            trained = train_annealed(
+                self.runner,
+                self.work.update,
+                start.projections,
+                scales,
+                Sweep(updates, rate),
+                tick=self.progress.tick,
+            )
+        self._add_trained(f"trained from {start.name}", trained, start)
 
-    def _update(self, first: int, variation: float, number: int) -> Workload:
-        return self.work.update(first + number, variation)
-
-    def _train_lbfgs(self, first: Workload, moments: LayerMoments, start: Candidate) -> None:
+    def _train_lbfgs(self, moments: LayerMoments, start: Candidate) -> None:
         coordinates = Coordinates.of(moments, self.plan.metric_ridge)
         current = start
         for step in range(self.plan.steps):
-            workload = first if step == 0 else self.work.train(step)
+            workload = self.work.train(step)
             with self._stage("train", self.budget.evaluations * len(workload.draws)):
                 trained = train_lbfgs(
                     self.runner,
@@ -302,7 +292,8 @@ class _Restoration:
 
         line = [start, end, at(0.5)]
         least = _parabola_minimum(start.loss, line[2].loss, end.loss)
-        furthest = 1 if self.plan.cautious else 2
+        # Samples that train as well always ask to go further.
+        furthest = 2 if self.work.judge_samples and not self.plan.cautious else 1
         if (
             least is not None
             and 0.03 < least < furthest

@@ -134,7 +134,7 @@ def make_workload(
         if variation:
             chosen = (torch.rand(len(repeated), generator=generator) < variation).tolist()
             repeated = [
-                varied(sample, generator) if vary and can_vary(sample) else sample
+                varied(sample, members, generator) if vary and can_vary(sample) else sample
                 for sample, vary in zip(repeated, chosen, strict=True)
             ]
         latents = torch.stack([sample.latents for sample in repeated])
@@ -184,9 +184,9 @@ class Work:
     """What to train on and what to judge on.
 
     Attributes:
-        train: Workload of an L-BFGS step, and of the calibration, by its number.
-        update: Workload of one update of an annealed step, by its number and the share of its
-            draws that see varied copies.
+        calibration: What the branches' statistics come from.
+        train: Workload of an L-BFGS step, by its number.
+        update: Workload of one update of an annealed step, by its number.
         judge: Held-out workload, the same for every candidate.
         train_samples: Different samples that train.
         judge_samples: Different samples that only judge; 0 if the same ones judge, under other
@@ -196,8 +196,9 @@ class Work:
         numbers: How many different numbers the training targets hold, noise not counted.
     """
 
+    calibration: Workload
     train: Callable[[int], Workload]
-    update: Callable[[int, float], Workload]
+    update: Callable[[int], Workload]
     judge: Workload
     train_samples: int
     judge_samples: int
@@ -245,18 +246,22 @@ def sampled_work(
     per_pass = -(-len(train) // wanted)
 
     @lru_cache(maxsize=1)
-    def one_pass(number: int, variation: float) -> tuple[Draw, ...]:
+    def one_pass(number: int) -> tuple[Draw, ...]:
         repeats = max(1, wanted // len(train))
         size = min(budget.batch_size, wanted)
-        return workload(train, repeats, _UPDATES + number, size=size, variation=variation).draws
+        stream = _UPDATES + number
+        return workload(train, repeats, stream, size=size, variation=budget.variation).draws
 
-    def update(number: int, variation: float) -> Workload:
-        draws = one_pass(number // per_pass, variation)
+    def update(number: int) -> Workload:
+        draws = one_pass(number // per_pass)
         per_update = -(-len(draws) // per_pass)
         first = number % per_pass * per_update
         return Workload(draws[first : first + per_update] or draws[-per_update:])
 
+    calibrating = train[: budget.calibration_draws]
+    calibration_repeats = min(budget.repeats, max(1, budget.calibration_draws // len(train)))
     return Work(
+        calibration=workload(calibrating, calibration_repeats, 1),
         train=lambda step: workload(train, budget.repeats, step + 1),
         update=update,
         judge=workload(held_out or train, budget.judge_repeats, 0),
@@ -280,11 +285,12 @@ def stored_work(calls: Sequence[FixedCall], budget: Budget) -> Work:
     trained = workload(train)
     per_update = min(len(train), budget.update_draws)
 
-    def update(number: int, _: float) -> Workload:
+    def update(number: int) -> Workload:
         first = number * per_update
         return Workload(tuple(trained.draws[(first + k) % len(train)] for k in range(per_update)))
 
     return Work(
+        calibration=Workload(trained.draws[: budget.calibration_draws]),
         train=lambda step: trained,
         update=update,
         judge=workload(held_out or train),

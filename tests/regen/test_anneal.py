@@ -62,14 +62,11 @@ def test_numbers_without_a_gradient_drift_less_than_adams() -> None:
     assert drift < 0.7 * float(plain.detach().norm())
 
 
-def test_points_on_the_way_are_named_and_the_result_is_last() -> None:
-    trained = train(
-        Quadratic(torch.ones(SIZE, dtype=torch.float64), 0.0), updates=8, keep=(2, 4, 8)
-    )
-    assert [name for name, _ in trained.iterates] == ["update 2 of 8", "update 4 of 8", ""]
+def test_the_result_is_the_only_iterate_and_every_loss_is_kept() -> None:
+    trained = train(Quadratic(torch.ones(SIZE, dtype=torch.float64), 0.0), updates=8)
+    assert [name for name, _ in trained.iterates] == [""]
     assert len(trained.losses) == 8
-    norms = [float(point[KEY].norm()) for _, point in trained.iterates]
-    assert norms == sorted(norms)
+    assert list(trained.losses) == sorted(trained.losses, reverse=True)
 
 
 def test_columns_move_in_proportion_to_their_scales() -> None:
