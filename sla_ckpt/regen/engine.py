@@ -90,7 +90,8 @@ def regenerate(
             device = torch.device("cuda", group.local_rank)
         else:
             device = torch.device(options.device)
-        return _Regeneration(directory, options, group, device, progress).run()
+        with environment.few_threads(device):
+            return _Regeneration(directory, options, group, device, progress).run()
 
 
 def _device_type(name: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,22 @@ from sla_ckpt.regen.families.base import FamilyAdapter
 from sla_ckpt.regen.families.registry import adapter_for
 from sla_ckpt.regen.plan import TORCH_DTYPES
 from sla_ckpt.state import PairKey, SLASettings
+
+#: Threads of a CPU operation while an accelerator does the work.
+_THREADS = 8
+
+
+@contextlib.contextmanager
+def few_threads(device: torch.device) -> Iterator[None]:
+    """Beside an accelerator the processor only prepares samples and draws: waking dozens of
+    threads for each takes longer than the work."""
+    before = torch.get_num_threads()
+    if device.type != "cpu":
+        torch.set_num_threads(min(before, _THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def require_diffusers() -> None:
