@@ -18,6 +18,7 @@ from torch import nn
 from sla_ckpt.attention.inject import use_sla
 from sla_ckpt.errors import RegenError
 from sla_ckpt.regen import projections as proj
+from sla_ckpt.regen.ahead import made_ahead
 from sla_ckpt.regen.anneal import Sweep, train_annealed
 from sla_ckpt.regen.branches import make_branches
 from sla_ckpt.regen.budget import Budget
@@ -216,10 +217,13 @@ class _Restoration:
         scales = {pair: moments.of(pair).column_scales() for pair in moments.pairs}
         # Fewer updates have to go further each.
         rate = FULL_RATE * math.sqrt(max(1.0, FULL_UPDATES / self.budget.updates))
-        with self._stage("train", updates * len(self.work.update(0).draws)):
+        with (
+            self._stage("train", updates * len(self.work.update(0).draws)),
+            made_ahead(self.work.update, updates) as update,
+        ):
             trained = train_annealed(
                 self.runner,
-                self.work.update,
+                update,
                 start.projections,
                 scales,
                 Sweep(updates, rate),

@@ -137,9 +137,10 @@ def make_workload(
                 varied(sample, members, generator) if vary and can_vary(sample) else sample
                 for sample, vary in zip(repeated, chosen, strict=True)
             ]
-        latents = torch.stack([sample.latents for sample in repeated])
-        levels = adapter.sample_timesteps(config, Batch(latents, {}), generator)
-        noise = torch.randn(latents.shape, generator=generator)
+        shape = (len(repeated), *members[0].latents.shape)
+        of_this_shape = Batch(members[0].latents.expand(shape), {})
+        levels = adapter.sample_timesteps(config, of_this_shape, generator)
+        noise = torch.randn(shape, generator=generator)
         for start in range(0, len(repeated), batch_size):
             part = slice(start, start + batch_size)
             batch = collate(repeated[part])
