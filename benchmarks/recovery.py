@@ -9,7 +9,7 @@ and regenerates it through the code that ``sla-ckpt regen`` runs between loading
 "Recovered" is the share of the validation loss that losing the state cost, on fresh images; 100 %
 is the lost state itself. Beside it the peer: one plain AdamW step on the same samples.
 
-    python benchmarks/recovery.py --device cuda --out benchmarks/results/recovery-h100.json
+    python benchmarks/recovery.py --device cuda --out benchmarks/results/recovery-h200.json
     python benchmarks/recovery.py --device cpu --scale cpu --jobs 1
 """
 

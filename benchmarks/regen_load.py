@@ -4,7 +4,7 @@ Writes a random bf16 checkpoint and eight cached samples of 1024×1024, then run
 on them as a user would, in a process of its own, with the weights out of the page cache where the
 system allows it; and beside it reads the same bytes into page-locked memory and onto the card.
 
-    python benchmarks/regen_load.py --out benchmarks/results/regen-load-h100.json
+    python benchmarks/regen_load.py --out benchmarks/results/regen-load-h200.json
     python benchmarks/regen_load.py --device cpu --gigabytes 0.7 --side 128
 """
 
