@@ -7,13 +7,8 @@ them if they beat what is there, verify the result. The backbone's files are onl
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,11 +19,11 @@ from sla_ckpt.checks.verify import verify
 from sla_ckpt.errors import RegenError, UsageError
 from sla_ckpt.regen import environment
 from sla_ckpt.regen import projections as proj
-from sla_ckpt.regen.backbone import Backbone, load_backbone
+from sla_ckpt.regen.backbone import Backbone
 from sla_ckpt.regen.budget import Budget, parameters_of, plan_budget, tokens_of
-from sla_ckpt.regen.compile_ahead import compile_ahead
 from sla_ckpt.regen.distributed import Group, process_group
 from sla_ckpt.regen.families.base import FamilyAdapter
+from sla_ckpt.regen.loading import load_with_kernels
 from sla_ckpt.regen.options import DTYPES, RegenOptions, check_overrides
 from sla_ckpt.regen.plan import TORCH_DTYPES, Plan
 from sla_ckpt.regen.present import Present, choose_settings, read_present
@@ -37,6 +32,7 @@ from sla_ckpt.regen.projections import Projections
 from sla_ckpt.regen.report import PassResult, RegenResult
 from sla_ckpt.regen.restore import Restored, restore
 from sla_ckpt.regen.samples import SampleRequest, SampleSet, load_samples
+from sla_ckpt.regen.stages import Stages
 from sla_ckpt.regen.train import enable_checkpointing
 from sla_ckpt.regen.workload import Work, sampled_work, split_samples, stored_work
 from sla_ckpt.regen.write import check_writable, write_result
@@ -91,7 +87,7 @@ def regenerate(
         else:
             device = torch.device(options.device)
         with environment.few_threads(device):
-            return _Regeneration(directory, options, group, device, progress).run()
+            return _Regeneration(directory, options, group, device, Stages(progress, device)).run()
 
 
 def _device_type(name: str) -> str:
@@ -127,8 +123,7 @@ class _Regeneration:
     options: RegenOptions
     group: Group
     device: torch.device
-    progress: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages: Stages
     warnings: list[str] = field(default_factory=list)
 
     def run(self) -> RegenResult:
@@ -143,7 +138,7 @@ class _Regeneration:
             self._warn((f"the old state ran with other settings than {source}; it is not used",))
             old = None
         variant = self.options.variant or present.variant or "main"
-        with self._stage("import"):
+        with self.stages.stage("import"):
             environment.require_diffusers()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -172,7 +167,9 @@ class _Regeneration:
         extra: Projections,
     ) -> _Pass:
         options = self.options
-        backbone = self._load(token, settings, variant)
+        backbone = load_with_kernels(
+            self.directory, options, token, settings, variant, self.device, self.stages
+        )
         adapter = environment.adapter_of(backbone, self.directory)
         samples = self._samples(adapter, backbone, settings)
         budget, work = self._work(adapter, backbone, samples)
@@ -200,48 +197,11 @@ class _Regeneration:
                 old=old,
                 extra={"other dtype": extra} if extra else {},
                 group=self.group,
-                progress=self.progress,
+                progress=self.stages.progress,
             )
-        for name, value in restored.seconds.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + value
+        self.stages.add(restored.seconds)
         result = PassResult.of(token, restored)
         return _Pass(backbone, samples, work, budget, restored, result)
-
-    def _load(self, token: str, settings: SLASettings, variant: str) -> Backbone:
-        options = self.options
-        compiling: Future[None] | None = None
-
-        def built(config: Mapping[str, Any]) -> None:
-            nonlocal compiling
-            compiling = compile_ahead(
-                config, token, settings, variant=variant, kernel=options.kernel, device=self.device
-            )
-
-        self.progress.stage("load", 0)
-        seen = 0
-
-        def report(count: int, total: int) -> None:
-            nonlocal seen
-            if not seen:
-                self.progress.stage("load", total)
-            self.progress.tick(count - seen)
-            seen = count
-
-        with self._stage("load", announced=True):
-            backbone = load_backbone(
-                self.directory,
-                device="auto" if options.device == "auto" else self.device,
-                dtype=TORCH_DTYPES[token],
-                base_model=options.base_model,
-                ema=options.ema,
-                offload=options.offload,
-                denoiser=options.denoiser,
-                built=built,
-                progress=report,
-            )
-            if compiling is not None:
-                wait([compiling])
-        return backbone
 
     def _samples(
         self, adapter: FamilyAdapter, backbone: Backbone, settings: SLASettings
@@ -260,7 +220,7 @@ class _Regeneration:
             config=options.config,
             pipeline=options.base_model or backbone.base_model,
         )
-        with self._stage("samples"):
+        with self.stages.stage("samples"):
             samples = load_samples(
                 self.directory, request, adapter, backbone.config, device=self.device
             )
@@ -303,7 +263,7 @@ class _Regeneration:
             data=done.samples.kind,
             train_samples=done.work.train_samples,
             judge_samples=done.work.judge_samples,
-            seconds=self.seconds,
+            seconds=self.stages.seconds,
             peak_memory=peak,
             device=environment.device_name(self.device, self.group),
             kernel=environment.kernel_name(
@@ -348,9 +308,9 @@ class _Regeneration:
         if not self.group.is_main:
             self.group.barrier()
             return result
-        with self._stage("write"):
+        with self.stages.stage("write"):
             written = write_result(self.directory, state, keep_old=self.options.backup)
-        with self._stage("verify"):
+        with self.stages.stage("verify"):
             report = verify(self.directory)
         self.group.barrier()
         findings = tuple(finding.to_dict() for finding in report.findings)
@@ -366,14 +326,6 @@ class _Regeneration:
         for text in texts:
             if text not in self.warnings:
                 self.warnings.append(text)
-
-    @contextmanager
-    def _stage(self, name: str, *, announced: bool = False) -> Iterator[None]:
-        if not announced:
-            self.progress.stage(name, 0)
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def _why_not_written(

@@ -7,10 +7,8 @@ what the benchmarks run on models of their own.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -22,11 +20,13 @@ from sla_ckpt.regen.ahead import made_ahead
 from sla_ckpt.regen.anneal import Sweep, train_annealed
 from sla_ckpt.regen.branches import make_branches
 from sla_ckpt.regen.budget import Budget
+from sla_ckpt.regen.contest import Contest
 from sla_ckpt.regen.distributed import Group
 from sla_ckpt.regen.judge import Candidate, Verdict, judge
 from sla_ckpt.regen.plan import Plan
 from sla_ckpt.regen.progress import SILENT, Progress
 from sla_ckpt.regen.projections import Coordinates, Projections
+from sla_ckpt.regen.stages import Stages
 from sla_ckpt.regen.statistics import Collector, LayerMoments
 from sla_ckpt.regen.train import (
     Runner,
@@ -107,12 +107,15 @@ def restore(
         ) as session,
     ):
         runner = Runner(model, session, device, plan.dtype, group or Group())
-        return _Restoration(runner, work, plan, budget, old, extra or {}, progress).run()
+        furthest = 2 if work.judge_samples and not plan.cautious else 1
+        contest = Contest(runner, work.judge, furthest, progress.tick)
+        stages = Stages(progress, device)
+        return _Restoration(runner, work, plan, budget, old, extra or {}, contest, stages).run()
 
 
 @dataclass
 class _Restoration:
-    """One run: the candidates so far and the time spent."""
+    """One run."""
 
     runner: Runner
     work: Work
@@ -120,13 +123,12 @@ class _Restoration:
     budget: Budget
     old: SLAState | None
     extra: Mapping[str, Projections]
-    progress: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-    candidates: dict[str, Candidate] = field(default_factory=dict)
+    contest: Contest
+    stages: Stages
     losses: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def run(self) -> Restored:
-        with self._stage("calibrate", len(self.work.calibration.draws)):
+        with self.stages.stage("calibrate", len(self.work.calibration.draws)):
             moments = self._calibrate(self.work.calibration)
         calls = self.runner.session.stats.summary()
         zero = proj.zeros(moments.pairs)
@@ -140,18 +142,15 @@ class _Restoration:
             starts["old"] = present
         for name, values in self.extra.items():
             starts[name] = {key: values.get(key, zero[key]) for key in zero}
-        with self._stage("judge", len(starts) * len(self.work.judge.draws)):
-            judged = {name: self._add(name, value) for name, value in starts.items()}
+        with self.stages.stage("judge", len(starts) * len(self.work.judge.draws)):
+            judged = {name: self.contest.add(name, value) for name, value in starts.items()}
             calibrated = judged.get("calibrated")
             if calibrated is not None:
-                judged["calibrated"] = self._along(judged["zero"], calibrated)
+                judged["calibrated"] = self.contest.along(judged["zero"], calibrated)
         if self.plan.method != "calibrate":
             self._train(moments, list(judged.values()))
-        verdict = judge(
-            [self._with_presence(c) for c in self.candidates.values()],
-            optimism=self._optimism(moments),
-        )
-        return Restored(verdict, moments, self.losses, self.seconds, calls)
+        verdict = judge(self.contest.entries(), optimism=self._optimism(moments))
+        return Restored(verdict, moments, self.losses, self.stages.seconds, calls)
 
     def _optimism(self, moments: LayerMoments) -> float:
         """See :func:`judge`."""
@@ -173,7 +172,7 @@ class _Restoration:
             for _, draw in self.runner.group.share(workload.draws):
                 collector.start_forward()
                 total += float(self.runner.forward(draw).sum())
-                self.progress.tick()
+                self.contest.tick()
         finally:
             session.observer = None
         moments = collector.collected(self.runner.group)
@@ -218,7 +217,7 @@ class _Restoration:
         # Fewer updates have to go further each.
         rate = FULL_RATE * math.sqrt(max(1.0, FULL_UPDATES / self.budget.updates))
         with (
-            self._stage("train", updates * len(self.work.update(0).draws)),
+            self.stages.stage("train", updates * len(self.work.update(0).draws)),
             made_ahead(self.work.update, updates) as update,
         ):
             trained = train_annealed(
@@ -227,7 +226,7 @@ class _Restoration:
                 start.projections,
                 scales,
                 Sweep(updates, rate),
-                tick=self.progress.tick,
+                tick=self.contest.tick,
             )
         self._add_trained(f"trained from {start.name}", trained, start)
 
@@ -236,7 +235,7 @@ class _Restoration:
         current = start
         for step in range(self.plan.steps):
             workload = self.work.train(step)
-            with self._stage("train", self.budget.evaluations * len(workload.draws)):
+            with self.stages.stage("train", self.budget.evaluations * len(workload.draws)):
                 trained = train_lbfgs(
                     self.runner,
                     workload,
@@ -245,7 +244,7 @@ class _Restoration:
                     max_evaluations=self.budget.evaluations,
                     max_iterations=1 if self.plan.cautious else None,
                     keep=self.budget.checkpoints,
-                    tick=self.progress.tick,
+                    tick=self.contest.tick,
                 )
             name = f"trained from {start.name}"
             name = name if self.plan.steps == 1 else f"{name}, step {step + 1}"
@@ -253,14 +252,14 @@ class _Restoration:
 
     def _train_adamw(self, start: Candidate) -> None:
         draws = len(self.work.train(0).draws)
-        with self._stage("train", self.plan.steps * draws):
+        with self.stages.stage("train", self.plan.steps * draws):
             trained = train_adamw(
                 self.runner,
                 self.work.train,
                 start.projections,
                 steps=self.plan.steps,
                 lr=self.plan.lr,
-                tick=self.progress.tick,
+                tick=self.contest.tick,
             )
         self._add_trained(f"trained from {start.name}", trained, start)
 
@@ -272,68 +271,13 @@ class _Restoration:
                 f"training did not change proj_l ({len(trained.losses)} loss evaluations)",
                 hint="try another --seed, more --samples, or --optimizer adamw",
             )
-        with self._stage("judge", len(trained.iterates) * len(self.work.judge.draws)):
+        with self.stages.stage("judge", len(trained.iterates) * len(self.work.judge.draws)):
             added = [
-                self._add(f"{name}, {label}" if label else name, projections)
+                self.contest.add(f"{name}, {label}" if label else name, projections)
                 for label, projections in trained.iterates
             ]
-            self._along(start, min(added, key=lambda c: c.loss))
+            self.contest.along(start, min(added, key=lambda c: c.loss))
         return added[-1]
-
-    def _along(self, start: Candidate, end: Candidate) -> Candidate:
-        """Judge points on the line from ``start`` to ``end``; the best of the line.
-
-        Few samples make every step too long, since it follows their noise too. The loss is close
-        to a parabola along the line, so half the way and the parabola's minimum are tried.
-        """
-
-        def at(share: float) -> Candidate:
-            mixed = {
-                key: value + share * (end.projections[key] - value)
-                for key, value in start.projections.items()
-            }
-            return self._add(f"{end.name} × {share:.2f}", mixed)
-
-        line = [start, end, at(0.5)]
-        least = _parabola_minimum(start.loss, line[2].loss, end.loss)
-        # Samples that train as well always ask to go further.
-        furthest = 2 if self.work.judge_samples and not self.plan.cautious else 1
-        if (
-            least is not None
-            and 0.03 < least < furthest
-            and min(abs(least - 0.5), abs(least - 1)) > 0.05
-        ):
-            line.append(at(least))
-        return min(line, key=lambda c: c.loss)
-
-    def _add(self, name: str, projections: Projections) -> Candidate:
-        if not proj.is_finite(projections):
-            raise RegenError(f"the projection {name!r} is not finite")
-        losses = self.runner.losses(self.work.judge, projections, self.progress.tick)
-        self.candidates[name] = Candidate(name, projections, losses)
-        return self.candidates[name]
-
-    def _with_presence(self, candidate: Candidate) -> Candidate:
-        present = "old" if "old" in self.candidates else "zero"
-        return replace(candidate, present=candidate.name == present)
-
-    @contextmanager
-    def _stage(self, name: str, total: int) -> Iterator[None]:
-        """Time a stage; waits for the device, so that the numbers are the device's."""
-        self.progress.stage(name, total)
-        started = time.perf_counter()
-        yield
-        if self.runner.device.type == "cuda":
-            torch.cuda.synchronize(self.runner.device)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-
-def _parabola_minimum(at_0: float, at_half: float, at_1: float) -> float | None:
-    """Where the parabola through (0, ½, 1) is least; None if it has no minimum."""
-    curvature = at_0 - 2 * at_half + at_1
-    if not curvature > 0:
-        return None
-    return (3 * at_0 - 4 * at_half + at_1) / (4 * curvature)
 
 
 def _same(a: Projections, b: Projections) -> bool:

@@ -9,11 +9,11 @@ import torch
 
 from sla_ckpt.errors import RegenError
 from sla_ckpt.regen.branches import make_branches, require_blocks
+from sla_ckpt.regen.contest import parabola_minimum
 from sla_ckpt.regen.distributed import Group
 from sla_ckpt.regen.judge import Candidate, judge
 from sla_ckpt.regen.lbfgs import minimise
 from sla_ckpt.regen.projections import Coordinates, from_tensors, to_tensors
-from sla_ckpt.regen.restore import _parabola_minimum
 from sla_ckpt.regen.statistics import CallKey, Collector, LayerMoments, Moments
 from sla_ckpt.regen.train import _checkpoints
 from sla_ckpt.state import PairKey, SLASettings
@@ -209,8 +209,8 @@ def test_the_line_search_on_the_judge_finds_a_parabola_s_minimum() -> None:
     def loss(x: float) -> float:
         return 3 + (x - 0.3) ** 2
 
-    assert _parabola_minimum(loss(0), loss(0.5), loss(1)) == pytest.approx(0.3)
-    assert _parabola_minimum(0.0, 0.6, 1.0) is None
+    assert parabola_minimum(loss(0), loss(0.5), loss(1)) == pytest.approx(0.3)
+    assert parabola_minimum(0.0, 0.6, 1.0) is None
 
 
 def test_early_iterates_are_judged_beside_the_last() -> None:
