@@ -78,8 +78,8 @@ def safetensors_bytes(
 
 
 WEIGHT_NAMES: dict[str, tuple[int, ...]] = {
-    "transformer_blocks.0.attn.to_q.weight": (8, 8),
-    "transformer_blocks.0.attn.to_k.weight": (8, 8),
+    "x_embedder.weight": (8, 8),
+    "context_embedder.weight": (8, 8),
     "proj_out.weight": (4, 8),
     "proj_out.bias": (4,),
 }

@@ -74,6 +74,7 @@ _MODULES = (
     "sla_ckpt.checks.rules_pairs",
     "sla_ckpt.checks.rules_complete",
     "sla_ckpt.checks.rules_weights",
+    "sla_ckpt.checks.rules_geometry",
     "sla_ckpt.checks.rules_trainer",
     "sla_ckpt.hub.rules",
 )

@@ -149,7 +149,7 @@ def _shard(index: int, count: int) -> tuple[str, bytes, dict[str, str]]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     size, position = 40_000_000, 0
     for block in range(60):
-        tensor = f"transformer_blocks.{index * 60 + block}.attn.to_q.weight"
+        tensor = f"one_of_the_layers.{index * 60 + block}.attn.to_q.weight"
         header[tensor] = {
             "dtype": "BF16",
             "shape": [size // 2 // 4000, 4000],
