@@ -11,7 +11,7 @@ from sla_ckpt.report.collect import Run, Snapshot
 from sla_ckpt.report.findings import Anchors
 from sla_ckpt.report.icons import icon
 from sla_ckpt.report.markup import Child, Markup, el
-from sla_ckpt.report.story import pair_names, pair_of, remarks
+from sla_ckpt.report.story import Remark, pair_names, pair_of, remarks
 from sla_ckpt.text import count
 
 #: More checkpoints than this are shown as small squares, and their table scrolls.
@@ -64,13 +64,14 @@ def timeline(
         level: Heading level.
     """
     names = pair_names(run)[:MOST_PAIRS]
-    charts = [_chart(run, name) for name in names if _moves(run, name)]
+    found = remarks(run)
+    charts = [_chart(run, name, found) for name in names if _moves(run, name)]
     return el(
         "section",
         el(f"h{level}", "Timeline"),
         _counts(run),
         _strip(run, ids),
-        _remarks(run),
+        _remarks(found),
         el(f"h{level + 1}", "Norm of proj_l"),
         charts
         if charts
@@ -113,8 +114,7 @@ def _short(snapshot: Snapshot) -> str:
     return snapshot.name.removeprefix("checkpoint-")
 
 
-def _remarks(run: Run) -> Markup | None:
-    found = remarks(run)
+def _remarks(found: Sequence[Remark]) -> Markup | None:
     items = [
         el("li", icon(_REMARK_ICONS[item.weight]), el("span", item.text), class_=item.weight)
         for item in found[:MOST_REMARKS]
@@ -131,7 +131,7 @@ def _moves(run: Run, name: str) -> bool:
     return any(pair.trained or not pair.finite for pair in pairs)
 
 
-def _chart(run: Run, name: str) -> Markup:
+def _chart(run: Run, name: str, found: Sequence[Remark]) -> Markup:
     by_step = all(item.step is not None for item in run.snapshots)
     finished = [item for item in run.snapshots if not item.unfinished] or list(run.snapshots)
     points = [
@@ -139,7 +139,7 @@ def _chart(run: Run, name: str) -> Markup:
         for place, item in enumerate(finished, 1)
         if (point := _point(item, name, float(item.step or 0) if by_step else float(place)))
     ]
-    words = [item.text for item in remarks(run) if item.pair == name]
+    words = [item.text for item in found if item.pair == name]
     return el(
         "figure",
         el("figcaption", el("strong", name), " Frobenius norm of the weight"),

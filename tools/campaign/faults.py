@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,30 +80,61 @@ INJECTED = (
 )
 
 
-def injected(note: Note, commands: tuple[str, ...] = COMMANDS, step: int = 1) -> dict[str, Any]:
-    """Every error at every change of a file, and the state file vanishing there."""
+@dataclass(frozen=True)
+class Trial:
+    """One case of a command, where it runs and who judges it."""
+
+    command: str
+    case: Case
+    server: Server
+    folder: Path
+    judge: Judge
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "run" / "checkpoint-3"
+
+
+def _by_command(
+    note: Note, what: str, commands: tuple[str, ...], attempt: Callable[[Trial], int]
+) -> dict[str, Any]:
+    """Attempt every case of every command.
+
+    Args:
+        attempt: Returns how often it ran the command.
+    """
     result = {}
     for command in commands:
         judge = Judge(note)
-        runs = 0
         with scratch() as folder, cases(command, folder) as (server, found):
-            for case in found:
-                root = folder / "run" / "checkpoint-3"
-                actions = [*INJECTED, f"vanish:{root / STATE_FILE}"]
-                for at in range(1, case.events + 1, step):
-                    for action in actions:
-                        case.fresh(root)
-                        done = case.run(server, root, at=at, action=action)
-                        runs += 1
-                        with judge(f"{command} {action.partition('/')[0]} at {at}", folder):
-                            if action.startswith("vanish"):
-                                vanished(case, root, done, judge)
-                                continue
-                            judge.failed(case, root, done)
-                            case.check_rerun(case.run(server, root), root)
+            runs = sum(attempt(Trial(command, case, server, folder, judge)) for case in found)
         result[command] = {"runs": runs, **judge.result()}
-        note(f"{command}: {runs} runs, {len(judge.faults)} faults, {judge.result()['found']}")
+        faults = len(judge.faults)
+        note(f"{what}, {command}: {runs} runs, {faults} faults, {result[command]['found']}")
     return result
+
+
+def injected(note: Note, commands: tuple[str, ...] = COMMANDS, step: int = 1) -> dict[str, Any]:
+    """Every error at every change of a file, and the state file vanishing there."""
+
+    def attempt(trial: Trial) -> int:
+        case, server, root = trial.case, trial.server, trial.root
+        actions = [*INJECTED, f"vanish:{root / STATE_FILE}"]
+        places = range(1, case.events + 1, step)
+        for at in places:
+            for action in actions:
+                case.fresh(root)
+                done = case.run(server, root, at=at, action=action)
+                what = f"{trial.command} {action.partition('/')[0]} at {at}"
+                with trial.judge(what, trial.folder):
+                    if action.startswith("vanish"):
+                        vanished(case, root, done, trial.judge)
+                        continue
+                    trial.judge.failed(case, root, done)
+                    case.check_rerun(case.run(server, root), root)
+        return len(places) * len(actions)
+
+    return _by_command(note, "injected", commands, attempt)
 
 
 def vanished(case: Case, root: Path, done: Done, judge: Judge) -> None:
@@ -130,29 +162,28 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+#: From none to enough.
+FREE_PAGES = (0, 1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
 def full_disk(note: Note, commands: tuple[str, ...] = COMMANDS) -> dict[str, Any]:
-    """A tmpfs with a few free pages, from none to enough."""
-    result = {}
-    for command in commands:
-        judge = Judge(note)
-        runs = 0
-        with scratch() as folder, cases(command, folder) as (server, found):
-            for case in found:
-                # pull asks for 64 MiB to spare before it starts, so its disk fills on the way.
-                size = 96 if command == "pull" else 8
-                with mounted(folder / "disk", f"size={size}m") as disk:
-                    root = disk / "checkpoint-3"
-                    for pages in (0, 1, 2, 4, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256):
-                        case.fresh(root)
-                        with judge(f"{command}, {pages} pages free", folder):
-                            done = _fill_and_run(case, server, root, disk, pages)
-                            runs += 1
-                            judge.failed(case, root, done)
-                            (disk / "ballast").unlink(missing_ok=True)
-                            case.check_rerun(case.run(server, root), root)
-        result[command] = {"runs": runs, **judge.result()}
-        note(f"full disk, {command}: {runs} runs, {result[command]['found']}")
-    return result
+    """A tmpfs with a few free pages."""
+
+    def attempt(trial: Trial) -> int:
+        # pull asks for 64 MiB to spare before it starts, so its disk fills on the way.
+        size = 96 if trial.command == "pull" else 8
+        with mounted(trial.folder / "disk", f"size={size}m") as disk:
+            root = disk / "checkpoint-3"
+            for pages in FREE_PAGES:
+                trial.case.fresh(root)
+                with trial.judge(f"{trial.command}, {pages} pages free", trial.folder):
+                    done = _fill_and_run(trial.case, trial.server, root, disk, pages)
+                    trial.judge.failed(trial.case, root, done)
+                    (disk / "ballast").unlink(missing_ok=True)
+                    trial.case.check_rerun(trial.case.run(trial.server, root), root)
+        return len(FREE_PAGES)
+
+    return _by_command(note, "full disk", commands, attempt)
 
 
 def _fill_and_run(case: Case, server: Server, root: Path, disk: Path, pages: int) -> Done:
@@ -177,28 +208,26 @@ def _fill(ballast: Path, disk: Path, pages: int) -> None:
             return
 
 
+FILE_LIMITS = (1, 2, 3, 4, 8, 16, 32, 64, 66, 100, 200, 260, 300, 400, 900)
+
+
 def limited(note: Note) -> dict[str, Any]:
     """The kernel refuses the rest of a write in the middle of a file, as a quota does.
 
     (RLIMIT_FSIZE, EFBIG; a quota's own EDQUOT is among the injected errors.)
     """
-    result: dict[str, Any] = {}
-    for command in COMMANDS:
-        judge = Judge(note)
-        runs = 0
-        with scratch() as folder, cases(command, folder) as (server, found):
-            for case in found:
-                root = folder / "run" / "checkpoint-3"
-                for kilobytes in (1, 2, 3, 4, 8, 16, 32, 64, 66, 100, 200, 260, 300, 400, 900):
-                    case.fresh(root)
-                    with judge(f"{command}, files up to {kilobytes} kB", folder):
-                        done = case.run(server, root, file_limit=kilobytes * 1024)
-                        runs += 1
-                        judge.failed(case, root, done)
-                        case.check_rerun(case.run(server, root), root)
-        result[command] = {"runs": runs, **judge.result()}
-        note(f"limited, {command}: {runs} runs, {result[command]['found']}")
-    return result
+
+    def attempt(trial: Trial) -> int:
+        case, server, root = trial.case, trial.server, trial.root
+        for kilobytes in FILE_LIMITS:
+            case.fresh(root)
+            with trial.judge(f"{trial.command}, files up to {kilobytes} kB", trial.folder):
+                done = case.run(server, root, file_limit=kilobytes * 1024)
+                trial.judge.failed(case, root, done)
+                case.check_rerun(case.run(server, root), root)
+        return len(FILE_LIMITS)
+
+    return _by_command(note, "limited", COMMANDS, attempt)
 
 
 def no_permission(note: Note) -> dict[str, Any]:
