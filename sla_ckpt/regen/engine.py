@@ -331,6 +331,11 @@ class _Regeneration:
 def _why_not_written(
     result: RegenResult, present: Present, found: dict[PairKey, ProjectionTensors]
 ) -> str | None:
+    if not found and result.data == "synthetic":
+        return (
+            "made-up samples did not make the loss fall so far that real ones surely gain too; "
+            "name real ones with --data or --images"
+        )
     if not found:
         return "nothing beat what is there on the held-out samples"
     if result.data == "synthetic" and present.is_trained:
