@@ -2,6 +2,8 @@
 # One that is there is taken; in CI one is installed, elsewhere the tests are skipped with a hint.
 # Set SLA_CKPT_BROWSER to name one.
 
+source tools/packages.sh
+
 has_browser() {
     local name
     if [ -n "${SLA_CKPT_BROWSER:-}" ]; then return; fi
@@ -17,10 +19,8 @@ PYTHON
 }
 
 install_browser() {
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        apt-get update -qq &&
-            DEBIAN_FRONTEND=noninteractive timeout 300 \
-                apt-get install -y -qq --no-install-recommends chromium
+    if has_apt; then
+        apt_install chromium
     else
         timeout 180 python -m playwright install chromium
     fi

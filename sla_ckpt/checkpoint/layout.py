@@ -15,7 +15,7 @@ from typing import Any
 
 from sla_ckpt.checkpoint.jsonio import read_json_object
 from sla_ckpt.checkpoint.source import Source
-from sla_ckpt.checkpoint.weights import WeightSet, collect_weights, read_header_of
+from sla_ckpt.checkpoint.weights import STEM, WeightSet, collect_weights, read_header_of
 from sla_ckpt.errors import SlaCkptError
 from sla_ckpt.state import STATE_FILE, TWIN_FILE
 
@@ -201,7 +201,7 @@ def _classify(source: Source) -> tuple[CheckpointKind, str | None, str | None]:
     if adapter is not None:
         lycoris = "lycoris_config.json" in files
         return (CheckpointKind.LYCORIS if lycoris else CheckpointKind.LORA), None, adapter
-    if any(path.startswith("diffusion_pytorch_model") for path in files) or (
+    if any(path.startswith(STEM) for path in files) or (
         "config.json" in files and any(_is_root_weight(path) for path in files)
     ):
         return CheckpointKind.DIFFUSERS, "", None

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
+#: How the weight files that diffusers' save_pretrained writes begin.
+STEM = "diffusion_pytorch_model"
 _INDEX = re.compile(
     r"^(?P<stem>.+)\.(?P<suffix>safetensors|bin)\.index(?P<variant>\.[^.]+)?\.json$"
 )

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sla_ckpt.checkpoint.jsonio import parse_json
+from sla_ckpt.checkpoint.weights import STEM
 from sla_ckpt.errors import FormatError, RegenError
 
 DENOISER_FOLDERS = ("transformer", "unet", "prior")
-STEM = "diffusion_pytorch_model"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 

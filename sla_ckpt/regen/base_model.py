@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sla_ckpt.checkpoint.weights import STEM
 from sla_ckpt.errors import HubError, RegenError
 from sla_ckpt.paths import expand
 from sla_ckpt.regen.backbone_files import (
     DENOISER_FOLDERS,
     LORA_FILE,
-    STEM,
     BackboneFiles,
     find_backbone,
     read_json,

@@ -331,14 +331,15 @@ class _Regeneration:
 def _why_not_written(
     result: RegenResult, present: Present, found: dict[PairKey, ProjectionTensors]
 ) -> str | None:
-    if not found and result.data == "synthetic":
+    made_up = result.data == "synthetic"
+    if not found:
         return (
             "made-up samples did not make the loss fall so far that real ones surely gain too; "
             "name real ones with --data or --images"
+            if made_up
+            else "nothing beat what is there on the held-out samples"
         )
-    if not found:
-        return "nothing beat what is there on the held-out samples"
-    if result.data == "synthetic" and present.is_trained:
+    if made_up and present.is_trained:
         return (
             "a trained state is there, and made-up samples cannot tell whether the new one is "
             "better; name real ones with --data or --images"

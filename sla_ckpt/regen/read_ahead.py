@@ -36,11 +36,9 @@ def read_ahead(
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return None
     try:
-        if base_model is not None:
-            root, ema = Path(base_model), False
-        else:
-            root = resolve_checkpoint(checkpoint)
-        found = find_backbone(root, ema=ema, denoiser=denoiser)
+        found = find_backbone(resolve_checkpoint(checkpoint), ema=ema, denoiser=denoiser)
+        if found is None and base_model is not None:
+            found = find_backbone(Path(base_model), denoiser=denoiser)
     except (SlaCkptError, OSError):
         return None
     if found is None:

@@ -43,7 +43,7 @@ from sla_ckpt.state import SLAState
 FULL_RATE = 8e-3
 FULL_UPDATES = 36
 #: Made-up samples are believed only where their loss falls by more than this share: a fall of 7 %
-#: on them was seen to go with a rise on real ones, and so was one of 2 % on a second kind of them.
+#: on them was seen to go with a rise on real ones.
 MADE_UP_GAIN = 0.10
 #: The same for varied copies of samples that train as well.
 COPIES_GAIN = 0.015

@@ -154,19 +154,8 @@ def test_a_small_gain_on_made_up_samples_is_not_believed(checkpoint: Path) -> No
     assert item.method == "unchanged"
     best, zero = (c.loss for c in (item.candidates[0], *[c for c in item.candidates if c.present]))
     assert 0.95 * zero < best < zero
-    assert not (checkpoint / STATE_FILE).exists()
-
-
-def test_made_up_samples_must_gain_much(checkpoint: Path) -> None:
-    """What looks better on them by a few percent was seen to be worse on real ones."""
-    before = hashes(checkpoint)
-    result = regenerate(checkpoint, replace(FAST, samples=2, tokens=100))
-    item = result.passes[0]
-    best = min(c.loss for c in item.candidates)
-    assert item.before / best - 1 < 0.1
-    assert not result.ok
     assert "name real ones with --data or --images" in str(result.reason)
-    assert hashes(checkpoint) == before
+    assert not (checkpoint / STATE_FILE).exists()
 
 
 def test_made_up_samples_never_replace_a_trained_state(any_gain: None, checkpoint: Path) -> None:

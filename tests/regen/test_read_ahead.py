@@ -56,6 +56,17 @@ def test_for_a_lora_it_reads_the_base(tmp_path: Path, opened: list[Path]) -> Non
     assert {path.parent.parent for path in opened} == {base}
 
 
+def test_a_full_model_is_read_although_its_base_is_named_for_the_pipeline(
+    tmp_path: Path, opened: list[Path]
+) -> None:
+    checkpoint = make_lost_checkpoint(tmp_path)
+    base = make_lost_checkpoint(tmp_path / "base")
+    thread = read_ahead(checkpoint, base_model=str(base))
+    assert thread is not None
+    thread.join(60)
+    assert {path.parent.parent for path in opened} == {checkpoint}
+
+
 def test_where_there_is_nothing_to_read_it_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
